@@ -8,13 +8,14 @@ reason for each override (`core.platform.Plan`). Torch-free.
 from __future__ import annotations
 
 import difflib
-import os
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from core.errors import ConfigError, UnsupportedModel
+from core.errors import ConfigError
 from core.types import DType
 
 GIB = 1 << 30
@@ -110,3 +111,156 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = "fcfs"
     enable_chunked_prefill: bool = True
     max_queued_requests: int = 4096  # 0: no limit
+
+
+class PlatformConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which platform was chosen, with the options given to it, and how strict to be with it."""
+
+    name: str = ""  # empty until chosen
+    options: dict[str, str] = {}
+    op_fallback: Literal["error", "reference"] = "error"
+    compile: bool = True
+
+
+class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the model is spread over devices."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Devices that one copy of the model takes."""
+        return self.tensor * self.pipeline
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the engine and the frontends read. `options` are the user's own words, for the platform's plan."""
+
+    options: Options
+    model: ModelConfig
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    platform: PlatformConfig = PlatformConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+
+# --- resolving -----------------------------------------------------------------------------------------------
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` for the known name nearest to a misspelt one, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def parse_options(given: dict[str, Any]) -> Options:
+    """Options from keywords. Raises ConfigError on an unknown name or a wrong value."""
+    known = list(Options.__struct_fields__)
+    for name in given:
+        if name not in known:
+            raise ConfigError(name, f"no such option{nearest(name, known)}")
+    try:
+        return msgspec.convert(given, Options, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(path.rstrip("`") or "options", message) from error
+
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """`4GiB`, `512 MiB`, `1.5gb`, `1048576` as bytes. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(option, f"{text!r} is not a size; write it like 4GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_platform_options(pairs: tuple[str, ...], name: str) -> dict[str, str]:
+    """Of `NAME.KEY=VALUE` pairs, those of platform `name`. Raises ConfigError on a pair of another form."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        owner, dot, key = key.partition(".")
+        if not (equals and dot and owner and key):
+            raise ConfigError("--platform-opt", f"{pair!r} is not of the form NAME.KEY=VALUE")
+        if owner == name:
+            options[key] = value
+    return options
+
+
+def resolve(model: str | None, options: Options) -> Config:
+    """Read the model's own description and settle every option that does not depend on the platform.
+
+    Downloads the model first where it is a hub name. Raises ModelError, ConfigError.
+    """
+    from core.weights import source  # reading headers; nothing is loaded
+
+    name = model if model is not None else source.default_model()
+    found = source.locate(name, revision=options.revision)
+    info = source.read_info(found)
+    longest = int(info.hf_config.get("max_position_embeddings") or 2048)
+    max_model_len = options.max_model_len or longest
+    if max_model_len > longest:
+        raise ConfigError("max_model_len", f"{max_model_len} is more than the {longest} positions this model knows")
+    dtype = _dtype(options.dtype, info.hf_config)
+    return Config(
+        options=options,
+        model=ModelConfig(
+            name=options.served_model_name or (name if model is not None else found.path.stem),
+            path=str(found.path),
+            format=info.format,
+            architecture=info.architecture,
+            hf_config=info.hf_config,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            vocab_size=int(info.hf_config["vocab_size"]),
+            eos_token_ids=tuple(info.eos_token_ids),
+            tokenizer_path=options.tokenizer or str(found.path),
+            chat_template=_chat_template(options.chat_template),
+            default_sampling=_default_sampling(info.generation_config),
+            load_format=options.load_format,
+            fingerprint=info.fingerprint,
+        ),
+        cache=CacheConfig(
+            block_size=options.block_size or 16,
+            dtype=dtype if options.kv_cache_dtype == "auto" else DType(options.kv_cache_dtype),
+            memory_bytes=parse_bytes("--kv-cache-memory", options.kv_cache_memory) if options.kv_cache_memory else None,
+            enable_prefix_caching=options.enable_prefix_caching,
+        ),
+        scheduler=SchedulerConfig(
+            max_num_seqs=options.max_num_seqs or 64,
+            max_num_batched_tokens=options.max_num_batched_tokens or 512,
+            max_model_len=max_model_len,
+            policy=options.scheduling_policy,
+            enable_chunked_prefill=options.enable_chunked_prefill,
+            max_queued_requests=options.max_queued_requests,
+        ),
+        platform=PlatformConfig(op_fallback=options.op_fallback, compile=options.compile),
+        parallel=ParallelConfig(tensor=options.tensor_parallel_size, pipeline=options.pipeline_parallel_size),
+    )
+
+
+def _dtype(wanted: str, hf_config: dict[str, Any]) -> DType:
+    """`auto` is the type of the weights on disk; a platform's plan may say otherwise, with its reason."""
+    if wanted != "auto":
+        return DType(wanted)
+    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32").removeprefix("torch.")
+    return DType(stored) if stored in ("float32", "bfloat16", "float16") else DType.BFLOAT16
+
+
+def _chat_template(option: str | None) -> str | None:
+    if option is None or "{" in option:
+        return option
+    try:
+        return Path(option).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("--chat-template", f"cannot read {option!r}: {error.strerror}") from error
+
+
+def _default_sampling(generation_config: dict[str, Any]) -> dict[str, Any]:
+    """The sampling defaults that a model's authors ship with it, where we have a parameter of that name."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: generation_config[name] for name in names if generation_config.get(name) is not None}

@@ -1,0 +1,426 @@
+"""The contract between the core and a hardware platform.
+
+Whatever differs between devices is data here (`Capabilities`, `KVLayout`, `Plan`) or a call on these classes; the
+core never asks which vendor it runs on. A platform is a plugin (`core.hookspecs`) that makes one `Platform`. What
+is abstract must be given; the rest has defaults that serve: memory through torch, the reference attention, an
+executor in this process.
+
+Tensor handles are opaque to the core: it gets them from `MemoryBackend.alloc` and passes them to kernels. Only the
+default implementations, which are torch's, look inside.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from core.config import Config
+from core.errors import Unsupported
+from core.program import OpProgram, Value
+from core.types import DType, KVGroupSpec, StepOutput, StepPlan
+
+#: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
+API_VERSION = (0, 1)
+
+Kernel = Callable[..., None]
+Progress = Callable[[str, float], None]  # (what is being done, fraction done of it)
+
+
+# --- what a plugin says of itself ----------------------------------------------------------------------------
+
+
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who made the plugin, and which contract it was written for."""
+
+    name: str
+    vendor: str
+    version: str
+    api: tuple[int, int]
+    replaces: tuple[str, ...] = ()  # platforms that this one stands in for when both are available
+    experimental: bool = False  # never chosen unless asked for by name
+
+
+class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One device. `memory_bytes` is its whole memory, 0 where it cannot be told without waking the device."""
+
+    index: int
+    name: str
+    memory_bytes: int = 0
+    details: dict[str, str] = {}
+
+
+class ProbeEnv(msgspec.Struct, frozen=True, kw_only=True):
+    """What a probe may look at besides the machine: the platform's own options."""
+
+    options: dict[str, str] = {}
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a probe found, without creating a context or any other side effect.
+
+    ABSENT: no such hardware, or this install cannot drive it; `reason` says what to install. BROKEN: it should work
+    here and does not. The AVAILABLE platform with the highest `score` is chosen; the CPU's is 0, an accelerator's 100.
+    """
+
+    state: Literal["AVAILABLE", "ABSENT", "BROKEN"]
+    reason: str
+    devices: tuple[DeviceInfo, ...] = ()
+    score: int = 0
+
+
+class PlatformContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What `create_platform` gets: the options given with `--platform-opt NAME.KEY=VALUE`, of its own NAME."""
+
+    options: dict[str, str] = {}
+
+
+# --- data ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether something is supported, and if not, why."""
+
+    ok: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A step shape: at most this many tokens and sequences, padded up to exactly that."""
+
+    num_tokens: int
+    num_seqs: int
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What the platform's devices can do. Whatever is not declared is refused before it can fail.
+
+    `buckets`: the only step shapes that can run; empty means any. `deterministic`: the same step gives the same
+    bits; `batch_invariant`: a request's tokens do not depend on what else is in the batch, on chunking, on prefix
+    hits or on preemption.
+    """
+
+    dtypes: tuple[DType, ...]
+    kv_dtypes: tuple[DType, ...]
+    quantization: tuple[str, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
+    max_parallel_size: int = 1
+    deterministic: bool = False
+    batch_invariant: bool = False
+
+
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """One option that the platform decided or changed, and why."""
+
+    option: str
+    value: str
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration as this platform will run it, as a new object."""
+
+    config: Config
+    overrides: tuple[Override, ...] = ()
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """How one layer's KV blocks lie in memory: `planes` tensors of [num_blocks, *block_shape]."""
+
+    block_shape: tuple[int, ...]
+    dtype: DType
+    planes: int = 2  # keys and values; one where they share a latent
+
+
+@dataclass(frozen=True)
+class AttentionQuery:
+    """What a layer asks of an attention backend."""
+
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    window: int | None
+    dtype: DType
+    kv_dtype: DType
+    block_size: int
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Bytes of device memory: all of it, and what this process could still take."""
+
+    total: int
+    free: int
+
+
+class MemoryBackend(abc.ABC):
+    """Device memory. Every persistent byte of the engine goes through it, so a plan can be held against it."""
+
+    @abc.abstractmethod
+    def info(self) -> MemoryInfo:
+        """Total and free bytes now."""
+
+    @abc.abstractmethod
+    def alloc_size(self, shape: Sequence[int], dtype: DType) -> int:
+        """Bytes that `alloc` would take, rounding included."""
+
+    @abc.abstractmethod
+    def alloc(self, shape: Sequence[int], dtype: DType, usage: str) -> Any:
+        """A zeroed tensor handle; `usage` is weights, kv, activations or inputs. Raises OutOfDeviceMemory."""
+
+    @abc.abstractmethod
+    def free(self, handle: Any) -> None:
+        """Give a handle back. Raises ValueError on one that this backend does not hold."""
+
+    @abc.abstractmethod
+    def upload(self, handle: Any, data: Any, *, row: int = 0) -> None:
+        """Copy a host torch tensor into rows `row …` of a handle, converting the element type."""
+
+    @abc.abstractmethod
+    def download(self, handle: Any) -> Any:
+        """The contents of a handle as a host torch tensor."""
+
+    @abc.abstractmethod
+    def in_use(self) -> Mapping[str, int]:
+        """Bytes held now, by usage."""
+
+    def synchronize(self) -> None:
+        """Wait for the device to finish what it was given."""
+
+
+# --- kernels -------------------------------------------------------------------------------------------------
+
+
+class KernelTable(abc.ABC):
+    """The platform's kernels by op name. Claiming `core.ops.REFERENCE[op]` is allowed where the device is torch's."""
+
+    @abc.abstractmethod
+    def supports(self, op: str) -> Support:
+        """Whether there is a kernel for `op`."""
+
+    @abc.abstractmethod
+    def get(self, op: str) -> Kernel:
+        """The kernel, called as `kernel(*inputs, *outputs, **attrs)`. Raises Unsupported."""
+
+
+class AttentionBackend(abc.ABC):
+    """Attention over the paged cache: it owns the layout, so it writes, reads and moves the blocks."""
+
+    name: str
+
+    @abc.abstractmethod
+    def supports(self, query: AttentionQuery) -> Support:
+        """Whether this backend can serve such a layer."""
+
+    @abc.abstractmethod
+    def kv_layout(self, query: AttentionQuery) -> KVLayout:
+        """How such a layer's blocks lie in memory."""
+
+    @abc.abstractmethod
+    def write_kv(self, key: Any, value: Any, cache: Sequence[Any], slot_mapping: Any) -> None:
+        """The kernel of op `kv_write`."""
+
+    @abc.abstractmethod
+    def forward(self, *args: Any, **attrs: Any) -> None:
+        """The kernel of op `attention`."""
+
+    @abc.abstractmethod
+    def copy_blocks(self, cache: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of one layer, (source, destination) in order."""
+
+
+# --- programs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """Where a program's persistent values lie, and how its activations may.
+
+    `handles` maps Value.index to a handle (a sequence of planes for a cache). `arena` is one uint8 handle that is
+    large enough for `limits`, and `offsets` places each activation in it, in bytes, by Value.index.
+    """
+
+    program: OpProgram
+    handles: Mapping[int, Any]
+    arena: Any
+    offsets: Mapping[int, int]
+    limits: Bucket
+    kernels: Mapping[str, Kernel]  # one for each op the program uses
+
+    def handle(self, value: Value) -> Any:
+        """The handle of a persistent value."""
+        return self.handles[value.owner.index]
+
+
+class Executable(abc.ABC):
+    """A program made ready to run."""
+
+    @abc.abstractmethod
+    def run(self, num_tokens: int, num_seqs: int) -> None:
+        """Run one step on what lies in the input buffers. Where buckets are declared, the sizes are a bucket's."""
+
+
+# --- executors -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of device memory by use, known before any weight is read."""
+
+    weights: int
+    activations: int
+    inputs: int
+    kv_block_bytes: int  # one block of every group
+    num_blocks: int
+    block_size: int
+    free: int  # on the device, when this was planned
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of the whole KV cache."""
+        return self.kv_block_bytes * self.num_blocks
+
+    @property
+    def total(self) -> int:
+        """Bytes of everything."""
+        return self.weights + self.activations + self.inputs + self.kv_cache
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether an executor can take another step."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass
+class Ticket:
+    """A submitted step."""
+
+    step: int
+    result: Any = None
+
+
+class Executor(abc.ABC):
+    """Runs steps on one or more devices. Calls come from one thread."""
+
+    max_in_flight: int = 1
+
+    @abc.abstractmethod
+    def plan_memory(self) -> MemoryPlan:
+        """The memory plan, from the model's shapes alone."""
+
+    @abc.abstractmethod
+    def kv_groups(self) -> Sequence[KVGroupSpec]:
+        """The model's KV groups."""
+
+    @abc.abstractmethod
+    def load(self, progress: Progress) -> None:
+        """Put the weights on the device."""
+
+    @abc.abstractmethod
+    def measure_kv_budget(self) -> int:
+        """Bytes that the KV cache may take, measured with the weights loaded."""
+
+    @abc.abstractmethod
+    def allocate_kv(self, num_blocks: int) -> None:
+        """Make the KV cache: `num_blocks` blocks in each group, block 0 the null block."""
+
+    @abc.abstractmethod
+    def warmup(self, progress: Progress) -> None:
+        """Compile what has to be compiled and touch what has to be warm, so that the first request finds it so."""
+
+    @abc.abstractmethod
+    def submit(self, plan: StepPlan) -> Ticket:
+        """Begin a step and return at once. At most `max_in_flight` tickets are open."""
+
+    @abc.abstractmethod
+    def collect(self, ticket: Ticket) -> StepOutput:
+        """Wait for a step, oldest first. Raises DeviceLost."""
+
+    @abc.abstractmethod
+    def health(self) -> Health:
+        """Whether the devices still answer."""
+
+    @abc.abstractmethod
+    def shutdown(self) -> None:
+        """Free everything. May be called twice."""
+
+
+# --- the platform --------------------------------------------------------------------------------------------
+
+
+class Platform(abc.ABC):
+    """One kind of hardware. Made once in the engine process, by the plugin that was chosen."""
+
+    #: Where the default executor finds the worker, by name: executors know no runner.
+    worker: str = "core.runner.worker:Worker"
+
+    @abc.abstractmethod
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The devices, in index order."""
+
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What they can do."""
+
+    @abc.abstractmethod
+    def plan(self, config: Config) -> Plan:
+        """Decide what the user left open. Pure: no allocation, same answer every time. Raises Unsupported."""
+
+    @abc.abstractmethod
+    def memory(self) -> MemoryBackend:
+        """The device's memory; the same object every time."""
+
+    @abc.abstractmethod
+    def kernels(self) -> KernelTable:
+        """The kernels of all ops but attention's."""
+
+    @abc.abstractmethod
+    def attention(self) -> Sequence[AttentionBackend]:
+        """Attention backends, best first."""
+
+    def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
+        """Make the program executable for `bucket` (any shape within the limits if None).
+
+        None declines: the core then calls the kernels one by one.
+        """
+        del bindings, bucket
+        return None
+
+    def create_executor(self, plan: Plan) -> Executor:
+        """An executor for this plan; by default one worker in this process."""
+        parallel = plan.config.parallel
+        if parallel.world_size > 1:
+            raise Unsupported(
+                f"--tensor-parallel-size {parallel.tensor} --pipeline-parallel-size {parallel.pipeline}",
+                f"platform {type(self).__name__} runs a model on one device; set both to 1",
+            )
+        module = importlib.import_module("core.distributed.uniproc")
+        executor: Executor = module.UniprocExecutor(self, plan)
+        return executor
+
+    def close(self) -> None:
+        """Give back what the platform holds. May be called twice."""
+
+
+@dataclass(frozen=True)
+class ChosenPlatform:
+    """What the parent decided, once; child processes receive it and do not choose again."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
