@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -236,6 +236,16 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
 
 
-def to_builtins(value: Any) -> Any:
-    """`value` as JSON-ready dicts and lists."""
-    return msgspec.to_builtins(value)
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the engine started, and gauges of this moment."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0  # 0 … 1, of the blocks
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits: int = 0  # of those, found
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0

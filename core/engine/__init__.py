@@ -1,0 +1,1 @@
+"""Schedule, execute, update; and the processes around that."""

@@ -1,0 +1,180 @@
+"""The engine: requests in, one step after another, tokens out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from core import plugins
+from core.cache.manager import CacheManager
+from core.config import Config
+from core.errors import ConfigError
+from core.logs import get_logger
+from core.platform import ChosenPlatform, Executor, MemoryPlan, Plan, Platform, Ticket
+from core.scheduler.scheduler import Scheduler
+from core.types import EngineRequest, EngineStats, RequestDelta, StepPlan
+
+log = get_logger("engine")
+
+Progress = Callable[[str, float], None]
+
+
+class _Step(NamedTuple):
+    plan: StepPlan
+    ticket: Ticket
+
+
+class Engine:
+    """Owns the scheduler, the KV cache's bookkeeping and the executor. Used from one thread."""
+
+    def __init__(
+        self, platform: Platform, plan: Plan, memory_plan: MemoryPlan, executor: Executor, scheduler: Scheduler
+    ) -> None:
+        self.config: Config = plan.config
+        self.plan = plan
+        self.memory_plan = memory_plan
+        self._platform = platform
+        self._executor = executor
+        self._scheduler = scheduler
+        self._in_flight: deque[_Step] = deque()
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._steps = 0
+
+    @classmethod
+    def build(cls, config: Config, chosen: ChosenPlatform, progress: Progress) -> Engine:
+        """Plan, load, size the KV cache, warm up. Gives everything back if that fails."""
+        platform = plugins.create(chosen)
+        try:
+            plan = platform.plan(config)
+            executor = platform.create_executor(plan)
+        except BaseException:
+            platform.close()
+            raise
+        try:
+            memory_plan = executor.plan_memory()
+            check_memory(memory_plan, plan.config)
+            progress(describe(memory_plan), 0.0)
+            executor.load(progress)
+            blocks = min(memory_plan.num_blocks, executor.measure_kv_budget() // memory_plan.kv_block_bytes)
+            executor.allocate_kv(blocks)
+            scheduler = _scheduler(plan.config, executor, blocks)
+            executor.warmup(progress)
+        except BaseException:
+            executor.shutdown()
+            platform.close()
+            raise
+        return cls(platform, plan, memory_plan, executor, scheduler)
+
+    # --- requests ---
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. Raises InvalidRequest, QueueFull."""
+        self._scheduler.add(request)
+        self._prompt_tokens += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; its blocks are free at the next step. An unknown one is ignored: it may just have ended."""
+        self._scheduler.abort(request_id)
+
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._in_flight) or self._scheduler.has_unfinished()
+
+    def next_deadline(self) -> float | None:
+        """When the next request's time is up, in seconds of `time.monotonic()`."""
+        return self._scheduler.next_deadline()
+
+    # --- the loop ---
+
+    def step(self) -> list[RequestDelta]:
+        """Keep the executor busy with up to `max_in_flight` plans, and take in the oldest one's results."""
+        while len(self._in_flight) < self._executor.max_in_flight:
+            plan = self._scheduler.schedule()
+            if plan is None:
+                break
+            self._in_flight.append(_Step(plan, self._executor.submit(plan)))
+            self._steps += 1
+        deltas = self._scheduler.take_expired()
+        if self._in_flight:
+            step = self._in_flight.popleft()
+            deltas += self._scheduler.update(step.plan, self._executor.collect(step.ticket))
+        self._generated_tokens += sum(len(delta.token_ids) for delta in deltas)
+        return deltas
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges now."""
+        return EngineStats(
+            running=self._scheduler.stats().running,
+            waiting=self._scheduler.stats().waiting,
+            kv_usage=self._scheduler.stats().kv_usage,
+            prefix_queries=self._scheduler.stats().prefix_queries,
+            prefix_hits=self._scheduler.stats().prefix_hits,
+            preemptions=self._scheduler.stats().preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+        )
+
+    def shutdown(self) -> None:
+        """End the executor and give the platform back. May be called twice."""
+        self._in_flight.clear()
+        with suppress(Exception):
+            self._executor.shutdown()
+        self._platform.close()
+
+
+def _scheduler(config: Config, executor: Executor, num_blocks: int) -> Scheduler:
+    cache = CacheManager(
+        executor.kv_groups(),
+        num_blocks,
+        config.cache.block_size,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+        fingerprint=f"{config.model.fingerprint}/{config.model.dtype}/{config.cache.dtype}/{config.cache.block_size}",
+    )
+    return Scheduler(config.scheduler, cache, eos_token_ids=config.model.eos_token_ids)
+
+
+def plan_memory(config: Config, chosen: ChosenPlatform) -> tuple[Plan, MemoryPlan]:
+    """The platform's plan and the memory it would take, without reading a weight."""
+    platform = plugins.create(chosen)
+    try:
+        plan = platform.plan(config)
+        executor = platform.create_executor(plan)
+        try:
+            return plan, executor.plan_memory()
+        finally:
+            executor.shutdown()
+    finally:
+        platform.close()
+
+
+def check_memory(plan: MemoryPlan, config: Config) -> None:
+    """Raises ConfigError where the plan does not fit the device, or the KV cache one request of full length."""
+    fixed = plan.weights + plan.activations + plan.inputs
+    if fixed > plan.free:
+        raise ConfigError("--dtype", f"the model needs {gib(fixed)} before any KV cache, {gib(plan.free)} are free")
+    longest = -(-config.scheduler.max_model_len // plan.block_size)
+    if plan.num_blocks <= longest:
+        held = max(plan.num_blocks - 1, 0) * plan.block_size
+        raise ConfigError(
+            "--kv-cache-memory",
+            f"{gib(plan.kv_cache)} hold {held} tokens, one request of --max-model-len {config.scheduler.max_model_len} "
+            f"takes {gib((longest + 1) * plan.kv_block_bytes)}; raise the one or lower the other",
+        )
+
+
+def describe(plan: MemoryPlan) -> str:
+    """The plan in one line."""
+    tokens = (plan.num_blocks - 1) * plan.block_size
+    return (
+        f"memory plan: weights {gib(plan.weights)}, KV cache {gib(plan.kv_cache)} ({tokens:,} tokens), "
+        f"activations {gib(plan.activations + plan.inputs)}, {gib(plan.free)} free"
+    )
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

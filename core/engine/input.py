@@ -1,0 +1,101 @@
+"""From a prompt to engine requests: tokenized, validated against the model, one for each choice."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from core.config import Config
+from core.errors import InvalidRequest
+from core.tokenization.tokenizer import Tokenizer
+from core.types import EngineRequest, SamplingParams
+
+
+class InputProcessor:
+    """Checks what can be checked before a request reaches the engine."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        self._max_model_len = config.scheduler.max_model_len
+        self._vocab_size = config.model.vocab_size
+        self._tokenizer = tokenizer
+
+    def requests(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        deadline: float | None = None,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+        field: str = "prompt",
+    ) -> list[EngineRequest]:
+        """One request for each of the n choices, seed and max_tokens set. Raises InvalidRequest naming the field."""
+        token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field)
+        room = self._max_model_len - len(token_ids)
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise InvalidRequest(
+                f"max_tokens: {params.max_tokens} and a {field} of {len(token_ids)} tokens are more than the "
+                f"{self._max_model_len} tokens of context; {room} are left",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_ids(params.logit_bias, "logit_bias")
+        settled = msgspec.structs.replace(
+            params,
+            seed=params.seed if params.seed is not None else secrets.randbits(63),
+            max_tokens=params.max_tokens if params.max_tokens is not None else room,
+            min_tokens=min(params.min_tokens, room),
+        )
+        parent = request_id if settled.n == 1 else f"{request_id}-0"
+        return [
+            EngineRequest(
+                request_id=parent if index == 0 else f"{request_id}-{index}",
+                prompt_token_ids=token_ids,
+                params=settled,
+                choice_index=index,
+                parent_id=None if index == 0 else parent,
+                priority=priority,
+                arrival_time=time.monotonic(),
+                deadline=deadline,
+                cache_salt=cache_salt,
+            )
+            for index in range(settled.n)
+        ]
+
+    def encode(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, field: str = "prompt") -> list[int]:
+        """Token ids of a prompt that fits the context with at least one token to come."""
+        if isinstance(prompt, str):
+            self._refuse_hopeless(prompt, field)
+            token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        else:
+            token_ids = list(prompt)
+            self._check_ids(token_ids, field)
+        if not token_ids:
+            raise InvalidRequest(f"{field}: it is empty; at least one token is needed", param=field)
+        if len(token_ids) >= self._max_model_len:
+            raise self._too_long(f"{len(token_ids)} tokens", field)
+        return token_ids
+
+    def _refuse_hopeless(self, text: str, field: str) -> None:
+        """A text this long cannot fit whatever its tokens are, so it is not worth tokenizing."""
+        if len(text) > self._max_model_len * self._tokenizer.max_token_chars:
+            raise self._too_long(f"{len(text)} characters", field)
+
+    def _too_long(self, length: str, field: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"{field}: {length} are more than this model's context of {self._max_model_len} tokens, of which the answer "
+            "needs at least one",
+            param=field,
+            code="context_length_exceeded",
+        )
+
+    def _check_ids(self, token_ids: Sequence[int] | dict[int, float], field: str) -> None:
+        for token in token_ids:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidRequest(f"{field}: token id {token} is not in [0, {self._vocab_size})", param=field)

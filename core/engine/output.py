@@ -1,0 +1,125 @@
+"""From the engine's token deltas to text: detokenized, cut at stop strings, the choices of a request merged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from core.tokenization.detokenizer import IncrementalDetokenizer
+from core.tokenization.tokenizer import Tokenizer
+from core.types import EngineRequest, FinishReason, RequestDelta, TokenLogprobs
+
+
+class ChoiceDelta(msgspec.Struct, frozen=True):
+    """What is new of one choice. `logprobs` go with `token_ids`; `stop_reason` is the stop token or string."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0
+
+
+class TokenSource(Protocol):
+    """Where deltas come from: an engine client."""
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[RequestDelta]:
+        """Deltas until one with a finish reason; closing it aborts the request."""
+        ...
+
+
+class Choice:
+    """The text side of one engine request."""
+
+    def __init__(self, tokenizer: Tokenizer, request: EngineRequest) -> None:
+        params = request.params
+        self._index = request.choice_index
+        self._detokenizer = IncrementalDetokenizer(
+            tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            prompt_ids=request.prompt_token_ids,
+            stop=params.stop,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+        self.finished = False
+
+    def push(self, delta: RequestDelta) -> ChoiceDelta:
+        """The delta as text. `finished` turns true at a stop string too: the engine does not know of those."""
+        text = self._detokenizer.push(delta.token_ids)
+        stop = self._detokenizer.stop_hit
+        reason: FinishReason | None = delta.finish_reason
+        if stop is not None:
+            reason = "stop"
+        elif reason is not None:
+            text += self._detokenizer.flush()
+        self.finished = reason is not None
+        return ChoiceDelta(
+            index=self._index,
+            text=text,
+            token_ids=delta.token_ids,
+            logprobs=delta.logprobs,
+            finish_reason=reason,
+            stop_reason=stop if stop is not None else delta.stop_reason,
+            num_cached_tokens=delta.num_cached_tokens,
+        )
+
+
+async def generate(
+    source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
+) -> AsyncIterator[ChoiceDelta]:
+    """Deltas of all choices as they come; ends when each has finished. Closing it aborts what still runs."""
+    if len(requests) == 1:
+        async with aclosing(_choice(source, tokenizer, requests[0])) as deltas:
+            async for delta in deltas:
+                yield delta
+        return
+    async with aclosing(_merged(source, tokenizer, requests)) as deltas:
+        async for delta in deltas:
+            yield delta
+
+
+async def _choice(source: TokenSource, tokenizer: Tokenizer, request: EngineRequest) -> AsyncIterator[ChoiceDelta]:
+    choice = Choice(tokenizer, request)
+    async with aclosing(source.generate(request)) as deltas:  # type: ignore[type-var]
+        async for delta in deltas:
+            yield choice.push(delta)
+            if choice.finished:
+                return
+
+
+async def _merged(
+    source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
+) -> AsyncIterator[ChoiceDelta]:
+    queue: asyncio.Queue[ChoiceDelta | BaseException | None] = asyncio.Queue()
+
+    async def pump(request: EngineRequest) -> None:
+        try:
+            async with aclosing(_choice(source, tokenizer, request)) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait(delta)
+            queue.put_nowait(None)
+        except Exception as error:  # handed to the reader below, which raises it
+            queue.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(pump(request)) for request in requests]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

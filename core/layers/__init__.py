@@ -1,0 +1,20 @@
+"""What models are made of. Layers declare parameters when they are made and append ops when they are called."""
+
+from core.layers.attention import Attention
+from core.layers.base import Builder, Parameter, ShardSpec, StepContext
+from core.layers.embedding import Embedding
+from core.layers.linear import Linear
+from core.layers.norm import RMSNorm
+from core.layers.rope import RotaryEmbedding
+
+__all__ = [
+    "Attention",
+    "Builder",
+    "Embedding",
+    "Linear",
+    "Parameter",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "ShardSpec",
+    "StepContext",
+]

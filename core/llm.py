@@ -1,0 +1,214 @@
+"""The offline door: the same engine, in this process.
+
+    from core import LLM, SamplingParams
+
+    llm = LLM("path/to/model")
+    for output in llm.generate(["The sky is"], SamplingParams(max_tokens=16)):
+        print(output.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import msgspec
+
+from core import plugins
+from core.config import parse_options, resolve
+from core.engine.core import Engine
+from core.engine.input import InputProcessor
+from core.engine.output import Choice
+from core.errors import ConfigError, InvalidRequest
+from core.progress import ProgressBar
+from core.tokenization import Tokenizer, load_tokenizer
+from core.types import EngineRequest, FinishReason, RequestDelta, SamplingParams, TokenLogprobs
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class CompletionOutput(msgspec.Struct):
+    """One choice: its text, its tokens, why it ended, and the logprobs that were asked for."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+class RequestOutput(msgspec.Struct):
+    """One prompt and its choices."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """A model, loaded and ready, with the options of `core.config.Options` as keywords.
+
+    Raises ConfigError on a wrong option, ModelError and PlatformError on what they name. Not thread-safe.
+    """
+
+    def __init__(self, model: str | None = None, *, progress: bool = True, **options: Any) -> None:
+        parsed = parse_options(options)
+        config = resolve(model, parsed)
+        chosen = plugins.choose(parsed)
+        with ProgressBar("loading", enabled=progress) as bar:
+            self._engine = Engine.build(config, chosen, bar.stage)
+        self._progress = progress
+        self._tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
+        self._input = InputProcessor(self._engine.config, self._tokenizer)
+        self._ids = itertools.count()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine underneath: its configuration, its memory plan and its statistics."""
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Complete each prompt (a text, or token ids), with one set of parameters or one for each prompt.
+
+        Outputs come in the order of the prompts. Raises InvalidRequest before anything runs.
+        """
+        return self._run(_prompt_list(prompts), params, priority, progress, add_special_tokens=True)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or each of several, rendered by the model's chat template."""
+        single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations = cast("list[Sequence[Message]]", [messages] if single else list(messages))
+        prompts: list[Prompt] = [
+            self._tokenizer.apply_chat_template([dict(m) for m in conversation], **template_options)
+            for conversation in conversations
+        ]
+        return self._run(prompts, params, None, progress, add_special_tokens=False)
+
+    def close(self) -> None:
+        """Free the model. The object cannot be used after."""
+        self._engine.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- running ---
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+        progress: bool | None,
+        *,
+        add_special_tokens: bool,
+    ) -> list[RequestOutput]:
+        pairs = zip(prompts, _params_list(params, len(prompts)), priority or [0] * len(prompts), strict=True)
+        jobs = [self._job(prompt, p, rank, add_special_tokens) for prompt, p, rank in pairs]
+        choices = {request.request_id: (job, request) for job, requests in jobs for request in requests}
+        texts = {name: Choice(self._tokenizer, request) for name, (_, request) in choices.items()}
+        show = self._progress if progress is None else progress
+        with ProgressBar("generating", total=len(choices), unit="answers", enabled=show) as bar:
+
+            def take(delta: RequestDelta) -> bool:
+                """Add a delta to its output; whether that ended its choice."""
+                job, request = choices[delta.request_id]
+                _append(job, texts[delta.request_id], delta, request)
+                finished = texts[delta.request_id].finished
+                bar.advance(int(finished), tokens=len(delta.token_ids))
+                return finished
+
+            self._drive([request for _, requests in jobs for request in requests], take)
+        return [job for job, _ in jobs]
+
+    def _job(
+        self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+    ) -> tuple[RequestOutput, list[EngineRequest]]:
+        name = f"offline-{next(self._ids)}"
+        requests = self._input.requests(
+            prompt, params, request_id=name, priority=priority, add_special_tokens=add_special_tokens
+        )
+        outputs = [CompletionOutput(index=request.choice_index) for request in requests]
+        text = prompt if isinstance(prompt, str) else None
+        return RequestOutput(name, text, requests[0].prompt_token_ids, outputs), requests
+
+    def _drive(self, requests: Iterable[EngineRequest], take: Callable[[RequestDelta], bool]) -> None:
+        """Feed requests as the queue has room, step until all have ended; on an error none stays behind."""
+        waiting, open_ids = list(requests)[::-1], set[str]()
+        limit = self._engine.config.scheduler.max_queued_requests
+        try:
+            while waiting or open_ids:
+                while waiting and (not limit or self._engine.stats().waiting < limit):
+                    request = waiting.pop()
+                    self._engine.add(request)
+                    open_ids.add(request.request_id)
+                for delta in self._engine.step():
+                    if delta.request_id in open_ids and take(delta):
+                        open_ids.discard(delta.request_id)
+                        if delta.finish_reason is None:  # a stop string ended it, which the engine cannot see
+                            self._engine.abort(delta.request_id)
+        finally:
+            for name in open_ids:
+                self._engine.abort(name)
+
+
+def _append(job: RequestOutput, choice: Choice, delta: RequestDelta, request: EngineRequest) -> None:
+    piece = choice.push(delta)
+    output = job.outputs[piece.index]
+    output.text += piece.text
+    output.token_ids += piece.token_ids
+    if piece.logprobs is not None:
+        output.logprobs = (output.logprobs or []) + piece.logprobs
+    output.finish_reason, output.stop_reason = piece.finish_reason, piece.stop_reason
+    job.num_cached_tokens = max(job.num_cached_tokens, delta.num_cached_tokens if not request.choice_index else 0)
+
+
+def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One text, one list of token ids, or a list of either."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [cast("list[int]", items)]
+    if any(not isinstance(item, str | Sequence) for item in items):
+        raise InvalidRequest("prompts: each must be a text or a list of token ids", param="prompts")
+    return cast("list[Prompt]", items)
+
+
+def _params_list(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise ConfigError("params", f"{len(params)} sets of sampling parameters for {count} prompts")
+    return list(params)

@@ -1,0 +1,1 @@
+"""Model architectures. Each file says only what differs from the shared blocks."""

@@ -1,0 +1,1 @@
+"""Runs recorded models on one device: batch state in, sampled tokens out."""

@@ -1,0 +1,124 @@
+"""The runner's side of every running request: numpy arrays by row, changed by the deltas of step plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.platform import Bucket
+from core.sampling.batch import SamplingBatch, is_plain_greedy
+from core.types import Admission, SamplingParams, StepPlan
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step's inputs by name, padded to `shape`; `rows` and `sampling` are of the real sequences only.
+
+    `sampling[i]` tells whether the i-th sequence's last token is its last known one, so that it samples.
+    """
+
+    arrays: dict[str, IntArray]
+    shape: Bucket
+    rows: npt.NDArray[np.int64]
+    num_tokens: npt.NDArray[np.int64]
+    sampling: npt.NDArray[np.bool_]
+
+
+class BatchState:
+    """Tokens, lengths and block tables of up to `max_num_seqs` requests, by row."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, max_blocks: int, num_groups: int, block_size: int) -> None:
+        self._block_size = block_size
+        # One token more than the longest context: the last one sampled is never computed.
+        self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_computed = np.zeros(max_num_seqs, np.int64)
+        self.num_prompt = np.zeros(max_num_seqs, np.int64)
+        self.choice = np.zeros(max_num_seqs, np.int64)
+        self.plain_greedy = np.ones(max_num_seqs, np.bool_)
+        self.params: list[SamplingParams | None] = [None] * max_num_seqs
+        self.block_tables: list[IntArray] = [np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take in a plan's released rows, admissions and new blocks, in that order."""
+        for row in plan.released:
+            self.params[row] = None
+        for admission in plan.admitted:
+            self._admit(admission)
+        for row, group, index, block in plan.blocks:
+            self.block_tables[group][row, index] = block
+
+    def _admit(self, admission: Admission) -> None:
+        row, count = admission.row, len(admission.token_ids)
+        self.tokens[row, :count] = admission.token_ids
+        self.num_tokens[row] = count
+        self.num_computed[row] = admission.num_computed_tokens
+        self.num_prompt[row] = admission.num_prompt_tokens
+        self.choice[row] = admission.choice_index
+        self.params[row] = admission.params
+        self.plain_greedy[row] = is_plain_greedy(admission.params)
+        for table, blocks in zip(self.block_tables, admission.block_ids, strict=True):
+            table[row, : len(blocks)] = blocks
+
+    def prepare(self, plan: StepPlan, buckets: tuple[Bucket, ...]) -> StepInputs:
+        """The inputs of a plan with rows, padded to the smallest of `buckets` that holds it (none: not padded)."""
+        rows = np.asarray(plan.rows, np.int64)
+        counts = np.asarray(plan.num_tokens, np.int64)
+        starts = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=starts[1:])
+        total = int(starts[-1])
+        shape = pick_bucket(buckets, total, len(rows))
+
+        row_of_token = np.repeat(rows, counts)
+        positions = np.arange(total) - np.repeat(starts[:-1] - self.num_computed[rows], counts)
+        lengths = self.num_computed[rows] + counts
+        arrays = {
+            "token_ids": _padded(self.tokens[row_of_token, positions], shape.num_tokens),
+            "positions": _padded(positions, shape.num_tokens),
+            "query_start": _padded(starts, shape.num_seqs + 1, total),
+            "seq_lens": _padded(lengths, shape.num_seqs),
+            "logits_rows": _padded(starts[1:] - 1, shape.num_seqs),
+        }
+        block, offset = np.divmod(positions, self._block_size)
+        for group, table in enumerate(self.block_tables):
+            slots = table[row_of_token, block] * self._block_size + offset
+            arrays[f"slot_mapping.{group}"] = _padded(slots, shape.num_tokens)
+            arrays[f"block_table.{group}"] = _padded(table[rows], shape.num_seqs)
+        return StepInputs(arrays, shape, rows, counts, lengths == self.num_tokens[rows])
+
+    def sampling_batch(self, rows: npt.NDArray[np.int64]) -> SamplingBatch:
+        """What the sampler needs of `rows`."""
+        params = [self.params[row] for row in rows]
+        return SamplingBatch(
+            params=[p for p in params if p is not None],
+            tokens=self.tokens[rows, : int(self.num_tokens[rows].max())],
+            num_tokens=self.num_tokens[rows],
+            num_prompt=self.num_prompt[rows],
+            choice=self.choice[rows],
+        )
+
+    def advance(self, inputs: StepInputs, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[Any]) -> None:
+        """Account for a step that ran: its tokens are computed, and `rows` each gained one token."""
+        self.num_computed[inputs.rows] += inputs.num_tokens
+        self.tokens[rows, self.num_tokens[rows]] = token_ids
+        self.num_tokens[rows] += 1
+
+
+def pick_bucket(buckets: tuple[Bucket, ...], num_tokens: int, num_seqs: int) -> Bucket:
+    """The smallest bucket that holds a step; the step's own shape where there are no buckets."""
+    if not buckets:
+        return Bucket(num_tokens, num_seqs)
+    fitting = [b for b in buckets if b.num_tokens >= num_tokens and b.num_seqs >= num_seqs]
+    return min(fitting, key=lambda b: (b.num_tokens * b.num_seqs, b))
+
+
+def _padded(array: npt.NDArray[Any], length: int, fill: int = 0) -> IntArray:
+    """`array` as int32, filled up along the first axis. Padding tokens write to slot 0, which lies in the null block."""
+    out = np.full((length, *array.shape[1:]), fill, np.int32)
+    out[: len(array)] = array
+    return out

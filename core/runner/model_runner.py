@@ -1,0 +1,90 @@
+"""One step on one device: batch → forward → logits → sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from core.errors import Unsupported
+from core.platform import AttentionBackend, Bucket, Executable, MemoryBackend
+from core.program import Value
+from core.runner.batch import BatchState, StepInputs
+from core.sampling.sampler import Sampler, greedy
+from core.types import KVGroupSpec, KVOp, StepOutput, StepPlan, TokenLogprobs
+
+#: Makes the executable of a step shape; called once for each where buckets are declared, else once in all.
+ExecutableFor = Callable[[Bucket], Executable]
+
+
+class ModelRunner:
+    """Owns the batch state and carries out step plans in order."""
+
+    def __init__(
+        self,
+        *,
+        batch: BatchState,
+        sampler: Sampler,
+        executable_for: ExecutableFor,
+        buckets: tuple[Bucket, ...],
+        inputs: Mapping[str, Value],
+        handles: Mapping[int, Any],
+        logits: Value,
+        memory: MemoryBackend,
+        attention: AttentionBackend,
+        groups: Sequence[KVGroupSpec],
+        caches: Mapping[int, Sequence[Any]],
+    ) -> None:
+        self._batch = batch
+        self._sampler = sampler
+        self._executable_for = executable_for
+        self._buckets = buckets
+        self._inputs = inputs
+        self._handles = handles
+        self._logits = logits
+        self._memory = memory
+        self._attention = attention
+        self._groups = groups
+        self._caches = caches
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Carry out one plan; the sampled tokens are in the batch state when it returns."""
+        self._batch.apply(plan)
+        if plan.kv_ops:
+            self._move_blocks(plan.kv_ops)
+        if not plan.rows:
+            return StepOutput(plan.step, [], [])
+        inputs = self._batch.prepare(plan, self._buckets)
+        return self._sample(plan.step, inputs, self.forward(inputs.arrays, inputs.shape))
+
+    def forward(self, arrays: Mapping[str, Any], shape: Bucket) -> torch.Tensor:
+        """Fill the input buffers, run the program, and return the logits [num_seqs, vocab] on the host."""
+        for name, array in arrays.items():
+            self._memory.upload(self._handles[self._inputs[name].index], torch.from_numpy(array))
+        self._executable_for(shape).run(shape.num_tokens, shape.num_seqs)
+        self._memory.synchronize()
+        logits: torch.Tensor = self._memory.download(self._handles[self._logits.index])
+        return logits[: shape.num_seqs]
+
+    def _sample(self, step: int, inputs: StepInputs, logits: torch.Tensor) -> StepOutput:
+        """Sample where the last known token was computed; other rows are in the middle of their prompt."""
+        rows = inputs.rows[inputs.sampling]
+        wanted = logits[: len(inputs.rows)]
+        if len(rows) < len(inputs.rows):
+            wanted = wanted[torch.from_numpy(inputs.sampling)]
+        logprobs: dict[int, TokenLogprobs] = {}
+        if self._batch.plain_greedy[rows].all():
+            token_ids = greedy(wanted)
+        else:
+            token_ids, by_index = self._sampler.sample(wanted, self._batch.sampling_batch(rows))
+            logprobs = {int(rows[index]): found for index, found in by_index.items()}
+        self._batch.advance(inputs, rows, token_ids)
+        return StepOutput(step, rows.tolist(), token_ids.tolist(), logprobs)
+
+    def _move_blocks(self, operations: Sequence[KVOp]) -> None:
+        for operation in operations:
+            if operation.kind != "copy":
+                raise Unsupported(f"KV operation {operation.kind!r}", "no KV connector is configured")
+            for layer in self._groups[operation.group].layers:
+                self._attention.copy_blocks(self._caches[layer], [(operation.src, operation.dst)])

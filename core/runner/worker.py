@@ -1,0 +1,214 @@
+"""One device's part of the model: weights, KV cache, executables, and the runner that drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import Unsupported
+from core.logs import get_logger
+from core.platform import Bindings, Bucket, Executable, Health, KVLayout, MemoryPlan, Plan, Platform, Progress
+from core.program import Storage
+from core.runner.arena import plan_arena
+from core.runner.batch import BatchState
+from core.runner.eager import EagerExecutable
+from core.runner.kernels import resolve_kernels
+from core.runner.model import LOGITS, attention_query, choose_attention, record_model
+from core.runner.model_runner import ModelRunner
+from core.sampling.sampler import Sampler
+from core.types import DType, KVGroupSpec, StepOutput, StepPlan
+from core.weights import loader
+from core.weights.source import ModelSource, open_reader
+
+log = get_logger("runner")
+
+
+class Worker:
+    """Made by an executor, on the thread that will use it."""
+
+    def __init__(self, platform: Platform, plan: Plan) -> None:
+        torch.set_grad_enabled(False)  # of this thread
+        self._platform = platform
+        self._config = plan.config
+        self._memory = platform.memory()
+        self._model = record_model(self._config)
+        self._attention = choose_attention(platform.attention(), self._model.attention_layers, self._config)
+        self._kernels = resolve_kernels(
+            platform, self._attention, self._model.program, fallback=self._config.platform.op_fallback
+        )
+        self._buckets = platform.capabilities().buckets
+        self._limits = self._step_limits()
+        self._arena = plan_arena(self._model.program, self._limits)
+        self._handles: dict[int, Any] = {}
+        self._arena_handle: Any = None
+        self._executables: dict[Bucket | None, Executable] = {}
+        self._runner: ModelRunner | None = None
+
+    def _step_limits(self) -> Bucket:
+        scheduler = self._config.scheduler
+        limits = Bucket(scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+        if not self._buckets:
+            return limits
+        largest = Bucket(max(b.num_tokens for b in self._buckets), max(b.num_seqs for b in self._buckets))
+        if largest not in self._buckets or largest < limits or largest.num_seqs < limits.num_seqs:
+            raise Unsupported(
+                f"a step of {limits.num_tokens} tokens and {limits.num_seqs} sequences",
+                f"the largest bucket is {largest.num_tokens} tokens by {largest.num_seqs} sequences; "
+                "lower --max-num-batched-tokens or --max-num-seqs",
+            )
+        return largest
+
+    # --- planning ---
+
+    def kv_groups(self) -> Sequence[KVGroupSpec]:
+        """The model's KV groups."""
+        return self._model.groups
+
+    def plan_memory(self) -> MemoryPlan:
+        """Bytes by use, from shapes alone; the KV cache as large as the configuration allows and can use."""
+        weights = sum(self._memory.alloc_size(p.value.resolve(0, 0), p.value.dtype) for p in self._model.parameters)
+        budget = self._config.cache.memory_bytes or 0
+        block_bytes = self._kv_block_bytes()
+        return MemoryPlan(
+            weights=weights,
+            activations=self._memory.alloc_size((max(self._arena.size, 1),), DType.UINT8),
+            inputs=sum(self._memory.alloc_size(shape, dtype) for shape, dtype in self._io_shapes().values()),
+            kv_block_bytes=block_bytes,
+            num_blocks=min(budget // block_bytes, self._useful_blocks()),
+            block_size=self._config.cache.block_size,
+            free=self._memory.info().free,
+        )
+
+    def _kv_layouts(self) -> dict[int, KVLayout]:
+        return {
+            spec.layer: self._attention.kv_layout(attention_query(spec, self._config))
+            for spec in self._model.attention_layers
+        }
+
+    def _kv_block_bytes(self) -> int:
+        return sum(
+            layout.planes * int(np.prod(layout.block_shape)) * layout.dtype.itemsize
+            for layout in self._kv_layouts().values()
+        )
+
+    def _useful_blocks(self) -> int:
+        """Blocks beyond which no more requests could run: every row with a full context, and the null block."""
+        return self._config.scheduler.max_num_seqs * self._model.max_blocks + 1
+
+    def _io_shapes(self) -> dict[int, tuple[tuple[int, ...], Any]]:
+        program, limits = self._model.program, self._limits
+        values = [*program.of(Storage.INPUT), *program.of(Storage.OUTPUT)]
+        return {v.index: (v.resolve(limits.num_tokens, limits.num_seqs), v.dtype) for v in values}
+
+    # --- loading ---
+
+    def load(self, progress: Progress) -> None:
+        """Read the weights, and allocate what a step needs beside the KV cache."""
+        model = self._config.model
+        if model.load_format == "dummy":
+            seed = self._config.options.seed
+            self._handles = loader.dummy_parameters(self._model.parameters, self._memory, progress, seed=seed)
+        else:
+            with closing(open_reader(ModelSource.of(model))) as reader:
+                self._handles = loader.load_parameters(self._model.parameters, reader, self._memory, progress)
+                unused = loader.unused_tensors(self._model.parameters, reader.tensors())
+            if unused:
+                log.warning("%d tensors of the checkpoint are not used, the first is %s", len(unused), unused[0])
+        for index, (shape, dtype) in self._io_shapes().items():
+            self._handles[index] = self._memory.alloc(shape, dtype, "inputs")
+        self._arena_handle = self._memory.alloc((max(self._arena.size, 1),), DType.UINT8, "activations")
+
+    def measure_kv_budget(self) -> int:
+        """Bytes for the KV cache: what the configuration grants, if the device still has it."""
+        return min(self._config.cache.memory_bytes or 0, self._memory.info().free)
+
+    def allocate_kv(self, num_blocks: int) -> None:
+        """Make every layer's blocks, and the runner that uses them."""
+        caches = self._model.program.named(Storage.CACHE)
+        layers: dict[int, tuple[Any, ...]] = {}
+        for layer, layout in self._kv_layouts().items():
+            shape = (num_blocks, *layout.block_shape)
+            planes = tuple(self._memory.alloc(shape, layout.dtype, "kv") for _ in range(layout.planes))
+            layers[layer] = self._handles[caches[f"kv.{layer}"].index] = planes
+        scheduler, cache = self._config.scheduler, self._config.cache
+        model = self._model
+        self._runner = ModelRunner(
+            batch=BatchState(
+                scheduler.max_num_seqs, scheduler.max_model_len, model.max_blocks, len(model.groups), cache.block_size
+            ),
+            sampler=Sampler(self._config.model.eos_token_ids),
+            executable_for=self._executable_for,
+            buckets=self._buckets,
+            inputs=model.program.named(Storage.INPUT),
+            handles=self._handles,
+            logits=model.program.named(Storage.OUTPUT)[LOGITS],
+            memory=self._memory,
+            attention=self._attention,
+            groups=model.groups,
+            caches=layers,
+        )
+
+    # --- running ---
+
+    def _executable_for(self, shape: Bucket) -> Executable:
+        key = shape if self._buckets else None
+        executable = self._executables.get(key)
+        if executable is None:
+            executable = self._executables[key] = self._compile(key)
+        return executable
+
+    def _compile(self, bucket: Bucket | None) -> Executable:
+        bindings = Bindings(
+            program=self._model.program,
+            handles=self._handles,
+            arena=self._arena_handle,
+            offsets=self._arena.offsets,
+            limits=self._limits,
+            kernels=self._kernels,
+        )
+        compiled = self._platform.compile(bindings, bucket) if self._config.platform.compile else None
+        return compiled if compiled is not None else EagerExecutable(bindings)
+
+    def warmup(self, progress: Progress) -> None:
+        """Run each bucket, or a decode and a prefill shape, on the null block."""
+        limits = self._limits
+        shapes = self._buckets or (Bucket(1, 1), Bucket(limits.num_tokens, 1))
+        for done, shape in enumerate(shapes, 1):
+            self._ready().forward(self._idle_inputs(shape), shape)
+            progress("warming up", done / len(shapes))
+
+    def _idle_inputs(self, shape: Bucket) -> dict[str, np.ndarray[Any, Any]]:
+        """Inputs of a step in which no sequence has a token: everything is padding."""
+        return {
+            name: np.zeros(value.resolve(shape.num_tokens, shape.num_seqs), np.int32)
+            for name, value in self._model.program.named(Storage.INPUT).items()
+        }
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Carry out one plan."""
+        return self._ready().execute(plan)
+
+    def _ready(self) -> ModelRunner:
+        if self._runner is None:
+            raise RuntimeError("allocate_kv comes before the first step")
+        return self._runner
+
+    def health(self) -> Health:
+        """A worker that answers is healthy."""
+        return Health(ok=True)
+
+    def shutdown(self) -> None:
+        """Give all memory back. May be called twice."""
+        self._runner = None
+        self._executables.clear()
+        handles, self._handles = self._handles, {}
+        for handle in handles.values():
+            for plane in handle if isinstance(handle, tuple) else (handle,):
+                self._memory.free(plane)
+        if self._arena_handle is not None:
+            self._memory.free(self._arena_handle)
+            self._arena_handle = None

@@ -1,0 +1,44 @@
+"""What the sampler needs to know of the sequences it samples for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """n sequences. `tokens[i, : num_tokens[i]]` are the known ones, the first `num_prompt[i]` of them the prompt."""
+
+    params: Sequence[SamplingParams]
+    tokens: npt.NDArray[np.int32]
+    num_tokens: npt.NDArray[np.int64]
+    num_prompt: npt.NDArray[np.int64]
+    choice: npt.NDArray[np.int64]
+
+    def histories(self) -> Iterator[tuple[SamplingParams, npt.NDArray[Any], npt.NDArray[Any]]]:
+        """(params, prompt tokens, output tokens) of each sequence."""
+        for i, params in enumerate(self.params):
+            start, stop = int(self.num_prompt[i]), int(self.num_tokens[i])
+            yield params, self.tokens[i, :start], self.tokens[i, start:stop]
+
+
+def is_plain_greedy(params: SamplingParams) -> bool:
+    """Whether the next token is just the largest logit: nothing changes the logits and nothing asks for more."""
+    return params.greedy and params.logprobs is None and params.min_tokens == 0 and not changes_logits(params)
+
+
+def changes_logits(params: SamplingParams) -> bool:
+    """Whether a bias or a penalty applies."""
+    return bool(
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+    )
