@@ -22,6 +22,7 @@ GIB = 1 << 30
 
 Policy = Literal["fcfs", "priority"]
 UnknownFields = Literal["auto", "ignore", "warn", "error"]
+Positive = Annotated[int, Meta(ge=1)]
 
 
 # --- what the user may set -----------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of weights and activations")
     ] = "auto"
-    max_model_len: Annotated[int | None, Meta(ge=1, description="longest prompt plus answer, in tokens; default: the model's")] = None
+    max_model_len: Annotated[Positive | None, Meta(description="longest prompt plus answer, in tokens; default: the model's")] = None
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes")
     ] = "auto"
@@ -56,7 +57,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pipeline_parallel_size: Annotated[int, Meta(ge=1, description="devices that share the stack of layers")] = 1
 
     # KV cache
-    block_size: Annotated[int | None, Meta(ge=1, le=1024, description="tokens in a KV block; default: the platform's")] = None
+    block_size: Annotated[Positive | None, Meta(description="tokens in a KV block; default: the platform's")] = None
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of the KV cache; auto: the model's")
     ] = "auto"
@@ -64,8 +65,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     enable_prefix_caching: Annotated[bool, Meta(description="reuse the KV of equal prompt beginnings")] = True
 
     # scheduler
-    max_num_seqs: Annotated[int | None, Meta(ge=1, description="requests that run together; default: the platform's")] = None
-    max_num_batched_tokens: Annotated[int | None, Meta(ge=1, description="tokens computed in one step; default: the platform's")] = None
+    max_num_seqs: Annotated[Positive | None, Meta(description="requests that run together; default: the platform's")] = None
+    max_num_batched_tokens: Annotated[Positive | None, Meta(description="tokens computed in one step; default: the platform's")] = None
     scheduling_policy: Annotated[Policy, Meta(description="order of the waiting requests")] = "fcfs"
     enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
     max_queued_requests: Annotated[int, Meta(ge=0, description="waiting requests beyond which new ones get HTTP 429; 0: no limit")] = 4096
@@ -205,7 +206,7 @@ def resolve(model: str | None, options: Options) -> Config:
     max_model_len = options.max_model_len or longest
     if max_model_len > longest:
         raise ConfigError("max_model_len", f"{max_model_len} is more than the {longest} positions this model knows")
-    dtype = _dtype(options.dtype, info.hf_config)
+    dtype = _dtype(options.dtype, info.hf_config, "bfloat16" if info.format == "gguf" else "float32")
     return Config(
         options=options,
         model=ModelConfig(
@@ -243,11 +244,11 @@ def resolve(model: str | None, options: Options) -> Config:
     )
 
 
-def _dtype(wanted: str, hf_config: dict[str, Any]) -> DType:
+def _dtype(wanted: str, hf_config: dict[str, Any], unsaid: str) -> DType:
     """`auto` is the type of the weights on disk; a platform's plan may say otherwise, with its reason."""
     if wanted != "auto":
         return DType(wanted)
-    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32").removeprefix("torch.")
+    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or unsaid).removeprefix("torch.")
     return DType(stored) if stored in ("float32", "bfloat16", "float16") else DType.BFLOAT16
 
 

@@ -97,7 +97,7 @@ class Engine:
                 break
             self._in_flight.append(_Step(plan, self._executor.submit(plan)))
             self._steps += 1
-        deltas = self._scheduler.take_expired()
+        deltas = self._scheduler.expire()
         if self._in_flight:
             step = self._in_flight.popleft()
             deltas += self._scheduler.update(step.plan, self._executor.collect(step.ticket))
@@ -106,13 +106,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges now."""
+        now = self._scheduler.stats()
         return EngineStats(
-            running=self._scheduler.stats().running,
-            waiting=self._scheduler.stats().waiting,
-            kv_usage=self._scheduler.stats().kv_usage,
-            prefix_queries=self._scheduler.stats().prefix_queries,
-            prefix_hits=self._scheduler.stats().prefix_hits,
-            preemptions=self._scheduler.stats().preemptions,
+            running=now.running,
+            waiting=now.waiting,
+            kv_usage=now.kv_usage,
+            prefix_queries=now.prefix_queries,
+            prefix_hits=now.prefix_hits,
+            preemptions=now.preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,

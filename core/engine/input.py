@@ -72,7 +72,7 @@ class InputProcessor:
         """Token ids of a prompt that fits the context with at least one token to come."""
         if isinstance(prompt, str):
             self._refuse_hopeless(prompt, field)
-            token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens, param=field)
         else:
             token_ids = list(prompt)
             self._check_ids(token_ids, field)
@@ -84,7 +84,8 @@ class InputProcessor:
 
     def _refuse_hopeless(self, text: str, field: str) -> None:
         """A text this long cannot fit whatever its tokens are, so it is not worth tokenizing."""
-        if len(text) > self._max_model_len * self._tokenizer.max_token_chars:
+        longest = self._tokenizer.max_token_chars
+        if longest is not None and len(text) > self._max_model_len * longest:
             raise self._too_long(f"{len(text)} characters", field)
 
     def _too_long(self, length: str, field: str) -> InvalidRequest:

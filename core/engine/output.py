@@ -43,7 +43,7 @@ class Choice:
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=params.skip_special_tokens,
-            prompt_ids=request.prompt_token_ids,
+            prompt_token_ids=request.prompt_token_ids[-8:],
             stop=params.stop,
             include_stop_str_in_output=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
@@ -53,7 +53,7 @@ class Choice:
     def push(self, delta: RequestDelta) -> ChoiceDelta:
         """The delta as text. `finished` turns true at a stop string too: the engine does not know of those."""
         text = self._detokenizer.push(delta.token_ids)
-        stop = self._detokenizer.stop_hit
+        stop = self._detokenizer.stop_string
         reason: FinishReason | None = delta.finish_reason
         if stop is not None:
             reason = "stop"

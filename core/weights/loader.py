@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,10 +95,13 @@ def _whole_shape(parameter: Parameter, source: Source) -> tuple[int, ...]:
 
 
 def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
-    """A tensor over the array's memory; bfloat16, which numpy lacks, comes as uint16 bits."""
-    if dtype is DType.BFLOAT16 and array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    """A tensor over the array's memory, to be read only; bfloat16, which numpy lacks, comes as uint16 bits."""
+    bits = dtype is DType.BFLOAT16 and array.dtype == np.uint16
+    with warnings.catch_warnings():
+        # The array may be a view of the mapped file, which torch cannot mark as read-only.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(array.view(np.int16) if bits else array)
+    return tensor.view(torch.bfloat16) if bits else tensor
 
 
 def unused_tensors(parameters: Sequence[Parameter], tensors: Mapping[str, Any]) -> list[str]:
