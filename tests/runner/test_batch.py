@@ -1,0 +1,96 @@
+"""The runner's arrays follow the deltas of step plans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.platform import Bucket
+from core.runner.batch import BatchState, pick_bucket
+from core.types import Admission, SamplingParams, StepPlan
+
+BLOCK = 4
+
+
+def make_state() -> BatchState:
+    return BatchState(max_num_seqs=4, max_model_len=32, max_blocks=8, num_groups=1, block_size=BLOCK)
+
+
+def admission(row: int, tokens: list[int], blocks: list[int], computed: int = 0) -> Admission:
+    return Admission(row, f"r{row}", tokens, len(tokens), computed, [blocks], SamplingParams(temperature=0.0), 0)
+
+
+def plan(rows: list[int], counts: list[int], **parts: list) -> StepPlan:
+    fields = {"released": [], "admitted": [], "blocks": [], "kv_ops": [], **parts}
+    return StepPlan(
+        0, fields["released"], fields["admitted"], rows, counts, fields["blocks"], fields["kv_ops"]
+    )
+
+
+def test_prefill_then_decode() -> None:
+    state = make_state()
+    first = plan([2], [5], admitted=[admission(2, [10, 11, 12, 13, 14], [7, 3])])
+    state.apply(first)
+    inputs = state.prepare(first, ())
+    assert inputs.shape == Bucket(5, 1)
+    assert inputs.arrays["token_ids"].tolist() == [10, 11, 12, 13, 14]
+    assert inputs.arrays["positions"].tolist() == [0, 1, 2, 3, 4]
+    assert inputs.arrays["slot_mapping.0"].tolist() == [28, 29, 30, 31, 12]
+    assert inputs.arrays["query_start"].tolist() == [0, 5]
+    assert inputs.arrays["seq_lens"].tolist() == [5]
+    assert inputs.arrays["logits_rows"].tolist() == [4]
+    assert inputs.sampling.tolist() == [True]
+    state.advance(inputs, inputs.rows, np.array([99]))
+
+    second = plan([2], [1])
+    state.apply(second)
+    inputs = state.prepare(second, ())
+    assert inputs.arrays["token_ids"].tolist() == [99]
+    assert inputs.arrays["positions"].tolist() == [5]
+    assert inputs.arrays["slot_mapping.0"].tolist() == [13]
+    assert inputs.arrays["seq_lens"].tolist() == [6]
+
+
+def test_a_chunk_in_the_middle_of_a_prompt_does_not_sample() -> None:
+    state = make_state()
+    step = plan([0, 1], [3, 2], admitted=[admission(0, [1, 2, 3, 4, 5], [1, 2]), admission(1, [6, 7], [4])])
+    state.apply(step)
+    inputs = state.prepare(step, ())
+    assert inputs.sampling.tolist() == [False, True]
+    state.advance(inputs, inputs.rows[inputs.sampling], np.array([42]))
+    assert state.num_computed[[0, 1]].tolist() == [3, 2]
+    assert state.num_tokens[[0, 1]].tolist() == [5, 3]
+
+
+def test_blocks_arrive_later_and_rows_are_reused() -> None:
+    state = make_state()
+    state.apply(plan([], [], admitted=[admission(0, [1] * 6, [5, 6], computed=4)]))
+    step = plan([0], [2], blocks=[(0, 0, 1, 2)])
+    state.apply(step)
+    assert state.prepare(step, ()).arrays["slot_mapping.0"].tolist() == [8, 9]
+    again = plan([0], [2], released=[0], admitted=[admission(0, [8, 9], [3])])
+    state.apply(again)
+    inputs = state.prepare(again, ())
+    assert inputs.arrays["token_ids"].tolist() == [8, 9]
+    assert inputs.arrays["slot_mapping.0"].tolist() == [12, 13]
+
+
+def test_padding_stays_in_the_null_block() -> None:
+    state = make_state()
+    step = plan([1], [3], admitted=[admission(1, [5, 6, 7], [2])])
+    state.apply(step)
+    inputs = state.prepare(step, (Bucket(4, 2), Bucket(8, 2), Bucket(64, 2)))
+    assert inputs.shape == Bucket(4, 2)
+    assert inputs.arrays["token_ids"].tolist() == [5, 6, 7, 0]
+    assert inputs.arrays["slot_mapping.0"].tolist() == [8, 9, 10, 0]
+    assert inputs.arrays["query_start"].tolist() == [0, 3, 3], "no sequence owns the padding"
+    assert inputs.arrays["seq_lens"].tolist() == [3, 0]
+    assert inputs.arrays["block_table.0"].shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seqs", "expected"),
+    [(1, 1, Bucket(1, 1)), (2, 1, Bucket(8, 1)), (2, 2, Bucket(8, 4)), (8, 4, Bucket(8, 4)), (9, 1, Bucket(32, 4))],
+)
+def test_the_smallest_bucket_that_fits(tokens: int, seqs: int, expected: Bucket) -> None:
+    assert pick_bucket((Bucket(32, 4), Bucket(8, 4), Bucket(1, 1), Bucket(8, 1)), tokens, seqs) == expected
