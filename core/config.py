@@ -200,7 +200,7 @@ def resolve(model: str | None, options: Options) -> Config:
     from core.weights import source  # reading headers; nothing is loaded
 
     name = model if model is not None else source.default_model()
-    found = source.locate(name, revision=options.revision)
+    found = source.locate(name, revision=options.revision, weights=options.load_format != "dummy")
     info = source.read_info(found)
     longest = int(info.hf_config.get("max_position_embeddings") or 2048)
     max_model_len = options.max_model_len or longest

@@ -34,6 +34,7 @@ def load_parameters(
         handle = handles[parameter.value.index] = _allocate(parameter, memory)
         for source in parameter.sources:
             memory.upload(handle, _read(parameter, source, reader), row=source.row)
+            reader.release(source.name)  # or the mapped file would stay in memory beside the copy
             done += 1
             progress("loading weights", done / total)
     return handles
