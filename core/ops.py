@@ -273,6 +273,6 @@ class _NothingButOps(TorchDispatchMode):
 
 def record(program: OpProgram, forward: Callable[[], None]) -> OpProgram:
     """Run `forward`, whose calls of this module's ops append to `program`. Raises RecordingError on anything else."""
-    with recording(program), _NothingButOps():
+    with recording(program), _NothingButOps():  # type: ignore[no-untyped-call]
         forward()
     return program

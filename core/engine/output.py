@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
 class TokenSource(Protocol):
     """Where deltas come from: an engine client."""
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[RequestDelta]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[RequestDelta, None]:
         """Deltas until one with a finish reason; closing it aborts the request."""
         ...
 
@@ -73,7 +73,7 @@ class Choice:
 
 async def generate(
     source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
-) -> AsyncIterator[ChoiceDelta]:
+) -> AsyncGenerator[ChoiceDelta, None]:
     """Deltas of all choices as they come; ends when each has finished. Closing it aborts what still runs."""
     if len(requests) == 1:
         async with aclosing(_choice(source, tokenizer, requests[0])) as deltas:
@@ -85,9 +85,9 @@ async def generate(
             yield delta
 
 
-async def _choice(source: TokenSource, tokenizer: Tokenizer, request: EngineRequest) -> AsyncIterator[ChoiceDelta]:
+async def _choice(source: TokenSource, tokenizer: Tokenizer, request: EngineRequest) -> AsyncGenerator[ChoiceDelta, None]:
     choice = Choice(tokenizer, request)
-    async with aclosing(source.generate(request)) as deltas:  # type: ignore[type-var]
+    async with aclosing(source.generate(request)) as deltas:
         async for delta in deltas:
             yield choice.push(delta)
             if choice.finished:
@@ -96,7 +96,7 @@ async def _choice(source: TokenSource, tokenizer: Tokenizer, request: EngineRequ
 
 async def _merged(
     source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
-) -> AsyncIterator[ChoiceDelta]:
+) -> AsyncGenerator[ChoiceDelta, None]:
     queue: asyncio.Queue[ChoiceDelta | BaseException | None] = asyncio.Queue()
 
     async def pump(request: EngineRequest) -> None:
