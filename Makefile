@@ -1,0 +1,85 @@
+# What a person runs, and what CI runs. Every target sets up what it needs; a second run finds it done.
+#
+#   make serve                        the demo model on http://127.0.0.1:8000
+#   make serve ARGS="MODEL --port 9"  any other model
+#   make test                         all tests
+
+PYTHON ?= python3
+ARGS ?=
+# Where a CPU-only torch is found: on x86-64, PyPI's is a CUDA build of several GB. Tried for torch alone and without its
+# dependencies, so that no package ever comes from an index it was not meant to; empty: go to the default index at once.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := requirements/constraints-cpu.txt
+NATIVE := setup.py $(shell find csrc -type f)
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help serve test test-fast lint build bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (ARGS: what `core serve` takes)
+	@$(BIN)/core serve $(ARGS)
+
+test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and compiler warnings as errors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(VENV)/.dev  ## make dist/*.tar.gz and dist/*.whl
+	$(BIN)/python -m build
+
+bench: $(VENV)/.core $(VENV)/.demo  ## run every benchmark
+	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
+
+clean:  ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info platforms/cpu/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.core $(VENV)/.native-warnings
+
+# --- set-up: each file marks a step that is done -------------------------------------------------------------
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.11 or newer, or name one, like \`make PYTHON=python3.12\`." >&2; exit 1; }
+	@$(PYTHON) requirements/check_machine.py
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.python requirements/cpu.txt $(CONSTRAINTS)
+	@if [ -z "$(TORCH_INDEX)" ]; then \
+		echo "Installing torch from the default index (TORCH_INDEX is empty)"; \
+	elif timeout 5 $(BIN)/python -c "from urllib.request import urlopen; urlopen('$(TORCH_INDEX)/torch/', timeout=4)" 2>/dev/null; then \
+		echo "Installing torch from $(TORCH_INDEX)"; \
+		$(PIP) install --no-deps --index-url $(TORCH_INDEX) -c $(CONSTRAINTS) torch; \
+	else \
+		echo "$(TORCH_INDEX) does not answer: installing torch from the default index, whose build may be larger"; \
+	fi
+	@$(PIP) install -c $(CONSTRAINTS) -r requirements/cpu.txt
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml requirements/common.txt $(NATIVE)
+	@echo "Installing core and building its native module"
+	@$(PIP) install -c $(CONSTRAINTS) --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python requirements/demo.txt
+	@$(PIP) install --no-deps -r requirements/demo.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python requirements/dev.txt $(CONSTRAINTS)
+	@$(PIP) install -c $(CONSTRAINTS) -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.native-warnings: $(VENV)/.dev $(NATIVE)
+	CORE_CXX_WERROR=1 $(BIN)/python setup.py --quiet build_ext --build-temp build/warnings --build-lib build/warnings
+	@touch $@

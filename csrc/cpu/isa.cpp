@@ -1,0 +1,75 @@
+#include "isa.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels/kernels.hpp"
+
+namespace core::cpu {
+namespace {
+
+struct Tier {
+  const char* name;
+  const Kernels* kernels;
+  bool supported;
+};
+
+const std::vector<Tier>& tiers() {
+  static const std::vector<Tier> all = [] {
+    std::vector<Tier> list{{"scalar", &scalar::kernels, true}};
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    list.push_back({"avx2", &avx2::kernels, avx2});
+    list.push_back({"avx512", &avx512::kernels, avx512});
+#endif
+    return list;
+  }();
+  return all;
+}
+
+const Tier& find(const std::string& name, const char* setting) {
+  std::string names;
+  for (const Tier& tier : tiers()) {
+    if (!tier.supported) continue;
+    if (name == tier.name) return tier;
+    names += (names.empty() ? "" : ", ") + std::string(tier.name);
+  }
+  throw std::invalid_argument(std::string(setting) + ": '" + name + "' is not available on this processor; it has: " +
+                              names);
+}
+
+const Tier& preferred() {
+  if (const char* name = std::getenv("CORE_CPU_ISA"); name != nullptr && *name != '\0') {
+    return find(name, "CORE_CPU_ISA");
+  }
+  return find(available_isas().back(), "isa");
+}
+
+std::atomic<const Tier*>& current() {
+  static std::atomic<const Tier*> tier{&preferred()};
+  return tier;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Tier& tier : tiers()) {
+    if (tier.supported) names.emplace_back(tier.name);
+  }
+  return names;
+}
+
+std::string isa() { return current().load()->name; }
+
+void set_isa(const std::string& name) { current().store(&find(name, "isa")); }
+
+const Kernels& kernels() { return *current().load()->kernels; }
+
+}  // namespace core::cpu

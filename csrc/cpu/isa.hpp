@@ -1,0 +1,23 @@
+// The instruction-set tiers that the kernels are compiled for, and the choice among them at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace core::cpu {
+
+struct Kernels;  // kernels/kernels.hpp
+
+// Tiers that this binary holds and this processor can run, best last. On x86-64: scalar (SSE2, which every x86-64 has),
+// avx2 (x86-64-v3), avx512 (x86-64-v4); elsewhere the one baseline tier, scalar.
+std::vector<std::string> available_isas();
+
+// The tier in use: the best available one, or what CORE_CPU_ISA or set_isa names.
+std::string isa();
+
+// Chooses a tier by name. Throws std::invalid_argument naming the available ones if `name` is not among them.
+void set_isa(const std::string& name);
+
+const Kernels& kernels();
+
+}  // namespace core::cpu

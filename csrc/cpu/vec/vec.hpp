@@ -1,0 +1,125 @@
+// Vectors of floats as wide as the tier's registers, in GCC's and Clang's portable vector extension.
+//
+// Rounding is the same wherever a function of this header is inlined: products are only ever added to an
+// accumulator (`acc + a * b`), which the compiler always contracts to a fused multiply-add where the tier has one.
+#pragma once
+
+#include <cstdint>
+
+namespace core::cpu {
+namespace CORE_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(lanes * 4)));
+typedef int32_t vint __attribute__((vector_size(lanes * 4)));
+typedef uint32_t vuint __attribute__((vector_size(lanes * 4)));
+typedef uint16_t vhalf __attribute__((vector_size(lanes * 2)));
+
+inline vfloat broadcast(float x) { return x - vfloat{}; }
+
+template <typename Vector>
+inline Vector load_vector(const void* from) {
+  Vector v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline vfloat load(const float* from) { return load_vector<vfloat>(from); }
+
+inline vfloat load(const uint16_t* from) {
+  return (vfloat)(__builtin_convertvector(load_vector<vhalf>(from), vuint) << 16);
+}
+
+inline void store(float* to, vfloat v) { __builtin_memcpy(to, &v, sizeof v); }
+
+inline vfloat select(vint condition, vfloat yes, vfloat no) {
+  return (vfloat)((condition & (vint)yes) | (~condition & (vint)no));
+}
+
+inline vfloat maximum(vfloat a, vfloat b) { return a > b ? a : b; }
+
+inline vint lane_numbers() {
+  vint numbers;
+  for (int lane = 0; lane < lanes; ++lane) numbers[lane] = lane;
+  return numbers;
+}
+
+template <typename Combine>
+inline float reduce(vfloat v, Combine combine) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    v = combine(v, __builtin_shuffle(v, lane_numbers() ^ distance));
+  }
+  return v[0];
+}
+
+// Transposes in place, by exchanging ever larger off-diagonal blocks.
+inline void transpose(vfloat (&rows)[lanes]) {
+#pragma GCC unroll 4
+  for (int block = 1; block < lanes; block *= 2) {
+    const vint lane = lane_numbers();
+    const vint upper = (lane & block) != 0;
+    const vint first = upper ? lane - block + lanes : lane;   // a0 b0 a2 b2 … for block 1
+    const vint second = upper ? lane + lanes : lane + block;  // a1 b1 a3 b3 …
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if (i & block) continue;
+      const vfloat a = rows[i];
+      const vfloat b = rows[i + block];
+      rows[i] = __builtin_shuffle(a, b, first);
+      rows[i + block] = __builtin_shuffle(a, b, second);
+    }
+  }
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+inline void from_float(float x, float& to) { to = x; }
+
+// Round to nearest even; a NaN stays one.
+inline void from_float(float x, uint16_t& to) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t quiet_nan = (bits >> 16) | 0x40u;
+  to = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+}
+
+// e^x for x <= 0, within 2 ulp; 0 where the result would be subnormal, NaN for NaN. Cephes' expf: x = n ln 2 + r,
+// |r| <= ln 2 / 2, and a polynomial in r.
+inline vfloat exp_nonpositive(vfloat x) {
+  const vfloat round = broadcast(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the rounded integer
+  const vfloat shifted = round + x * 1.44269504088896341f;
+  const vfloat n = shifted - round;
+  vfloat r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vfloat p = broadcast(1.9875691500e-4f);
+  p = 1.3981999507e-3f + p * r;
+  p = 8.3334519073e-3f + p * r;
+  p = 4.1665795894e-2f + p * r;
+  p = 1.6666665459e-1f + p * r;
+  p = 5.0000001201e-1f + p * r;
+  const vfloat squared = r * r;
+  p = r + p * squared;
+  p = p + 1.0f;
+  const vfloat power = (vfloat)(((vuint)shifted + 127u) << 23);  // the magic number's own bits leave at the top
+  return select(x < -87.3f, vfloat{}, p * power);
+}
+
+}  // namespace
+}  // namespace CORE_ISA
+}  // namespace core::cpu

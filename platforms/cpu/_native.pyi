@@ -1,0 +1,83 @@
+"""CPU kernels, written in csrc/cpu. Addresses are `Tensor.data_ptr()`, strides count elements, dtypes go by torch's names.
+
+Every function raises `ValueError` naming the argument that cannot be. What an address points to is not checked: the
+caller keeps the tensors alive, of the shapes given here, and block ids and slots within the cache.
+"""
+
+def available_isas() -> list[str]:
+    """The instruction-set tiers this processor can run, best last: of `scalar`, `avx2`, `avx512`."""
+
+def isa() -> str:
+    """The tier in use: the best one, or what CORE_CPU_ISA or `set_isa` names.
+
+    Raises ValueError if CORE_CPU_ISA names a tier that is not available.
+    """
+
+def set_isa(name: str) -> None:
+    """Choose the tier; not while a kernel runs. Raises ValueError naming the available ones."""
+
+def num_threads() -> int:
+    """Threads the kernels use, the caller's included. 1 until `set_num_threads` is called."""
+
+def set_num_threads(num_threads: int) -> None:
+    """Set it. They are the threads of the OpenMP runtime that torch brought.
+
+    Raises ValueError below 1, RuntimeError above 1 if no OpenMP runtime is loaded: import torch first.
+    """
+
+def kv_write(
+    key: int,
+    value: int,
+    key_cache: int,
+    value_cache: int,
+    slot_mapping: int,
+    num_tokens: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    key_stride: int,
+    value_stride: int,
+    dtype: str,
+    cache_dtype: str,
+) -> None:
+    """Store keys and values in their slots, rounding to nearest even where the cache is narrower.
+
+    key, value: [num_tokens, num_kv_heads, head_dim] of `dtype` (float32 or bfloat16), tokens `key_stride` and
+    `value_stride` elements apart, so that they may be columns of a packed QKV. key_cache, value_cache: [num_blocks,
+    num_kv_heads, block_size, head_dim] of `cache_dtype`, contiguous. slot_mapping: int32 [num_tokens], block *
+    block_size + offset; a negative slot is skipped. Tokens that share a slot (the null block's) leave either's value.
+    """
+
+def paged_attention(
+    query: int,
+    query_stride: int,
+    key_cache: int,
+    value_cache: int,
+    block_tables: int,
+    block_table_stride: int,
+    query_start: int,
+    seq_lens: int,
+    out: int,
+    out_stride: int,
+    num_seqs: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    scale: float,
+    window: int,
+    dtype: str,
+    cache_dtype: str,
+) -> None:
+    """Causal attention of a mixed batch of prefills and decodes over the paged cache.
+
+    query, out: [num_tokens, num_heads, head_dim] of `dtype`, tokens `query_stride` and `out_stride` elements apart;
+    head_dim is at most 256. Sequence s has queries query_start[s] … query_start[s + 1] (int32 [num_seqs + 1]; equal
+    bounds: none, a padding row), the last of them at position seq_lens[s] - 1 (int32 [num_seqs], this step's tokens
+    included). block_tables: int32, rows `block_table_stride` apart, entry i the block of positions i * block_size….
+    A query at position p sees (p - window, p], or all of [0, p] where window is 0; blocks it does not see are not
+    read, and `out` is written for no token outside query_start.
+
+    A row's result is the same to the bit whatever else is in the batch, however its prompt was chunked and however
+    many threads there are. It differs from tier to tier.
+    """
