@@ -33,22 +33,32 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     # model
     revision: Annotated[str | None, Meta(description="branch, tag or commit on the hub")] = None
-    tokenizer: Annotated[str | None, Meta(description="directory or file to read the tokenizer from; default: the model's")] = None
-    chat_template: Annotated[str | None, Meta(description="a jinja file, or the template itself; default: the model's")] = None
+    tokenizer: Annotated[
+        str | None, Meta(description="directory or file to read the tokenizer from; default: the model's")
+    ] = None
+    chat_template: Annotated[
+        str | None, Meta(description="a jinja file, or the template itself; default: the model's")
+    ] = None
     served_model_name: Annotated[str | None, Meta(description="the name clients use; default: MODEL")] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of weights and activations")
     ] = "auto"
-    max_model_len: Annotated[Positive | None, Meta(description="longest prompt plus answer, in tokens; default: the model's")] = None
+    max_model_len: Annotated[
+        Positive | None, Meta(description="longest prompt plus answer, in tokens; default: the model's")
+    ] = None
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes")
     ] = "auto"
     seed: Annotated[int, Meta(ge=0, description="seed of everything that has none of its own")] = 0
 
     # platform
-    platform: Annotated[str | None, Meta(description="run on this platform or fail; default: the best available")] = None
+    platform: Annotated[str | None, Meta(description="run on this platform or fail; default: the best available")] = (
+        None
+    )
     allow_platform_fallback: Annotated[bool, Meta(description="go on with another platform when one is broken")] = False
-    platform_opt: Annotated[tuple[str, ...], Meta(description="NAME.KEY=VALUE, an option of a platform (repeatable)")] = ()
+    platform_opt: Annotated[
+        tuple[str, ...], Meta(description="NAME.KEY=VALUE, an option of a platform (repeatable)")
+    ] = ()
     op_fallback: Annotated[
         Literal["error", "reference"], Meta(description="what to do where a platform lacks an op")
     ] = "error"
@@ -61,15 +71,23 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of the KV cache; auto: the model's")
     ] = "auto"
-    kv_cache_memory: Annotated[str | None, Meta(description="KV cache size, like 4GiB or 512MiB; default: what fits, see `core plan`")] = None
+    kv_cache_memory: Annotated[
+        str | None, Meta(description="KV cache size, like 4GiB or 512MiB; default: what fits, see `core plan`")
+    ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="reuse the KV of equal prompt beginnings")] = True
 
     # scheduler
-    max_num_seqs: Annotated[Positive | None, Meta(description="requests that run together; default: the platform's")] = None
-    max_num_batched_tokens: Annotated[Positive | None, Meta(description="tokens computed in one step; default: the platform's")] = None
+    max_num_seqs: Annotated[
+        Positive | None, Meta(description="requests that run together; default: the platform's")
+    ] = None
+    max_num_batched_tokens: Annotated[
+        Positive | None, Meta(description="tokens computed in one step; default: the platform's")
+    ] = None
     scheduling_policy: Annotated[Policy, Meta(description="order of the waiting requests")] = "fcfs"
     enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
-    max_queued_requests: Annotated[int, Meta(ge=0, description="waiting requests beyond which new ones get HTTP 429; 0: no limit")] = 4096
+    max_queued_requests: Annotated[
+        int, Meta(ge=0, description="waiting requests beyond which new ones get HTTP 429; 0: no limit")
+    ] = 4096
 
 
 # --- what the engine reads -----------------------------------------------------------------------------------

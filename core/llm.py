@@ -1,10 +1,10 @@
 """The offline door: the same engine, in this process.
 
-    from core import LLM, SamplingParams
+from core import LLM, SamplingParams
 
-    llm = LLM("path/to/model")
-    for output in llm.generate(["The sky is"], SamplingParams(max_tokens=16)):
-        print(output.outputs[0].text)
+llm = LLM("path/to/model")
+for output in llm.generate(["The sky is"], SamplingParams(max_tokens=16)):
+    print(output.outputs[0].text)
 """
 
 from __future__ import annotations

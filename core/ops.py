@@ -191,7 +191,7 @@ def kv_write(key: Value, value: Value, cache: Value, slot_mapping: Value) -> Non
     current_program().call("kv_write", (key, value, cache, slot_mapping), ())
 
 
-def attention(  # noqa: PLR0913 - the op's own signature
+def attention(
     query: Value,
     cache: Value,
     block_table: Value,

@@ -197,7 +197,7 @@ class MemoryBackend(abc.ABC):
     def in_use(self) -> Mapping[str, int]:
         """Bytes held now, by usage."""
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> None:  # noqa: B027 - nothing to wait for is a fine default
         """Wait for the device to finish what it was given."""
 
 
@@ -370,6 +370,9 @@ class Platform(abc.ABC):
     #: Where the default executor finds the worker, by name: executors know no runner.
     worker: str = "core.runner.worker:Worker"
 
+    #: Steps that the default executor takes before the first is collected; 2 lets the core schedule ahead.
+    max_in_flight: int = 1
+
     @abc.abstractmethod
     def devices(self) -> Sequence[DeviceInfo]:
         """The devices, in index order."""
@@ -414,7 +417,7 @@ class Platform(abc.ABC):
         executor: Executor = module.UniprocExecutor(self, plan)
         return executor
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - so is nothing to give back
         """Give back what the platform holds. May be called twice."""
 
 
@@ -424,3 +427,4 @@ class ChosenPlatform:
 
     name: str
     options: dict[str, str] = field(default_factory=dict)
+    reason: str = ""  # what its probe said of this machine

@@ -90,7 +90,9 @@ class OpCall:
     attrs: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"{', '.join(map(repr, self.outputs))} = {self.op}({', '.join(map(repr, self.inputs))}, {dict(self.attrs)})"
+        return (
+            f"{', '.join(map(repr, self.outputs))} = {self.op}({', '.join(map(repr, self.inputs))}, {dict(self.attrs)})"
+        )
 
 
 @dataclass

@@ -51,4 +51,6 @@ def _make_bar(unit: str) -> Progress:
 
     count: list[Any] = [MofNCompleteColumn(), TextColumn(unit)] if unit else [TextColumn("{task.percentage:>3.0f}%")]
     note = TextColumn("{task.fields[note]}")
-    return Progress(TextColumn("{task.description}"), BarColumn(), *count, note, TimeElapsedColumn(), console=Console(stderr=True))
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), *count, note, TimeElapsedColumn(), console=Console(stderr=True)
+    )

@@ -236,7 +236,6 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
 
 
-
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since the engine started, and gauges of this moment."""
 

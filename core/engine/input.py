@@ -68,7 +68,9 @@ class InputProcessor:
             for index in range(settled.n)
         ]
 
-    def encode(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, field: str = "prompt") -> list[int]:
+    def encode(
+        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, field: str = "prompt"
+    ) -> list[int]:
         """Token ids of a prompt that fits the context with at least one token to come."""
         if isinstance(prompt, str):
             self._refuse_hopeless(prompt, field)

@@ -85,7 +85,9 @@ async def generate(
             yield delta
 
 
-async def _choice(source: TokenSource, tokenizer: Tokenizer, request: EngineRequest) -> AsyncGenerator[ChoiceDelta, None]:
+async def _choice(
+    source: TokenSource, tokenizer: Tokenizer, request: EngineRequest
+) -> AsyncGenerator[ChoiceDelta, None]:
     choice = Choice(tokenizer, request)
     async with aclosing(source.generate(request)) as deltas:
         async for delta in deltas:

@@ -119,9 +119,7 @@ class GatedMLP:
         parts = [(f"{name}.gate_proj", s.intermediate_size), (f"{name}.up_proj", s.intermediate_size)]
         self.gate_up = Linear(builder, f"{name}.gate_up_proj", parts, s.hidden_size, bias=s.mlp_bias, shard_dim=0)
         down = [(f"{name}.down_proj", s.hidden_size)]
-        self.down = Linear(
-            builder, f"{name}.down_proj", down, s.intermediate_size, bias=s.mlp_bias, shard_dim=1
-        )
+        self.down = Linear(builder, f"{name}.down_proj", down, s.intermediate_size, bias=s.mlp_bias, shard_dim=1)
 
     def __call__(self, x: Value) -> Value:
         """[T, H] -> [T, H]."""
@@ -138,9 +136,7 @@ class DecoderLayer:
         self.mlp_norm = RMSNorm(builder, f"{name}.post_attention_layernorm", s.hidden_size, s.norm_eps)
         self.mlp = GatedMLP(builder, s, layer)
 
-    def __call__(
-        self, ctx: StepContext, x: Value, residual: Value | None, angles: Value
-    ) -> tuple[Value, Value]:
+    def __call__(self, ctx: StepContext, x: Value, residual: Value | None, angles: Value) -> tuple[Value, Value]:
         """x [T, H] not yet added to the residual [T, H] -> the same pair, one layer on."""
         if residual is None:
             normed, residual = self.input_norm(x), x

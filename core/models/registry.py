@@ -30,6 +30,8 @@ def settings_reader(architecture: str) -> ReadSettings:
     module = _ARCHITECTURES.get(architecture)
     if module is None:
         hint = nearest(architecture, architectures())
-        raise UnsupportedModel(f"architecture {architecture!r} is not implemented{hint}; known: {', '.join(architectures())}")
+        raise UnsupportedModel(
+            f"architecture {architecture!r} is not implemented{hint}; known: {', '.join(architectures())}"
+        )
     reader: ReadSettings = importlib.import_module(module).settings
     return reader

@@ -32,7 +32,9 @@ class StepInputs:
 class BatchState:
     """Tokens, lengths and block tables of up to `max_num_seqs` requests, by row."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, max_blocks: int, num_groups: int, block_size: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, max_blocks: int, num_groups: int, block_size: int
+    ) -> None:
         self._block_size = block_size
         # One token more than the longest context: the last one sampled is never computed.
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)

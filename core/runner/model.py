@@ -61,7 +61,9 @@ def _step_context(
 
     by_layer: dict[int, GroupInputs] = {}
     for index, group in enumerate(groups):
-        inputs = GroupInputs(new(f"slot_mapping.{index}", NUM_TOKENS), new(f"block_table.{index}", NUM_SEQS, max_blocks))
+        inputs = GroupInputs(
+            new(f"slot_mapping.{index}", NUM_TOKENS), new(f"block_table.{index}", NUM_SEQS, max_blocks)
+        )
         by_layer.update(dict.fromkeys(group.layers, inputs))
     return StepContext(
         token_ids=new("token_ids", NUM_TOKENS),

@@ -51,9 +51,7 @@ def greedy(logits: Tensor) -> npt.NDArray[np.int64]:
     return tokens
 
 
-def draw(
-    logits: Tensor, params: Sequence[SamplingParams], numbers: npt.NDArray[np.float64]
-) -> npt.NDArray[np.int64]:
+def draw(logits: Tensor, params: Sequence[SamplingParams], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """A token of each row of logits [n, vocab] by its number in [0, 1)."""
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
     probabilities = torch.softmax(logits / temperature[:, None], -1)

@@ -142,7 +142,9 @@ class TestSmolLM2:
             assert alone.outputs[0].token_ids == output.outputs[0].token_ids
 
     @pytest.mark.parametrize("platform", ["static", "fakegraph"])
-    def test_other_platforms_give_the_same(self, llm: LLM, demo_model: str, platform: str, test_platforms: None) -> None:
+    def test_other_platforms_give_the_same(
+        self, llm: LLM, demo_model: str, platform: str, test_platforms: None
+    ) -> None:
         short = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
         expected = [output.outputs[0].token_ids for output in llm.generate(TEXTS, short, progress=False)]
         options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "progress": False}

@@ -82,7 +82,9 @@ def test_unknown_architecture_names_the_nearest() -> None:
         settings_reader("LlamaForCausalLm")
 
 
-@pytest.mark.parametrize(("change", "message"), [({"hidden_act": "gelu"}, "gelu"), ({"hidden_size": None}, "hidden_size")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"hidden_act": "gelu"}, "gelu"), ({"hidden_size": None}, "hidden_size")]
+)
 def test_unsupported_settings_are_named(change: dict[str, Any], message: str) -> None:
     hf = {key: value for key, value in {**HF, **change}.items() if value is not None}
     with pytest.raises(UnsupportedModel, match=message):

@@ -22,9 +22,7 @@ def admission(row: int, tokens: list[int], blocks: list[int], computed: int = 0)
 
 def plan(rows: list[int], counts: list[int], **parts: list) -> StepPlan:
     fields = {"released": [], "admitted": [], "blocks": [], "kv_ops": [], **parts}
-    return StepPlan(
-        0, fields["released"], fields["admitted"], rows, counts, fields["blocks"], fields["kv_ops"]
-    )
+    return StepPlan(0, fields["released"], fields["admitted"], rows, counts, fields["blocks"], fields["kv_ops"])
 
 
 def test_prefill_then_decode() -> None:

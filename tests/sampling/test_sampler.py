@@ -18,7 +18,9 @@ VOCAB = 50
 EOS = 2
 
 
-def batch(params: list[SamplingParams], prompt: list[int] | None = None, output: list[int] | None = None) -> SamplingBatch:
+def batch(
+    params: list[SamplingParams], prompt: list[int] | None = None, output: list[int] | None = None
+) -> SamplingBatch:
     prompt, output = prompt or [5], output or []
     n = len(params)
     return SamplingBatch(

@@ -1,0 +1,149 @@
+"""Prompts become valid requests or errors that name the field; deltas become text, cut at stop strings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+import pytest
+import tiny_models
+
+from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
+from core.engine.input import InputProcessor
+from core.engine.output import ChoiceDelta, generate
+from core.errors import EngineDead, InvalidRequest
+from core.tokenization import Tokenizer
+from core.types import DType, EngineRequest, RequestDelta, SamplingParams
+
+CONTEXT = 32
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tiny_models.byte_tokenizer(), special_tokens={"eos_token": "</s>"})
+
+
+@pytest.fixture
+def processor(tokenizer: Tokenizer) -> InputProcessor:
+    model = ModelConfig(
+        name="tiny",
+        path="",
+        format="huggingface",
+        architecture="LlamaForCausalLM",
+        hf_config={},
+        dtype=DType.FLOAT32,
+        max_model_len=CONTEXT,
+        vocab_size=tiny_models.VOCAB,
+        eos_token_ids=(2,),
+        tokenizer_path="",
+    )
+    scheduler = SchedulerConfig(max_model_len=CONTEXT)
+    return InputProcessor(Config(options=Options(), model=model, cache=CacheConfig(), scheduler=scheduler), tokenizer)
+
+
+class TestInput:
+    def test_each_choice_is_a_request(self, processor: InputProcessor) -> None:
+        requests = processor.requests("hello", SamplingParams(n=3, max_tokens=None), request_id="r")
+        assert [r.request_id for r in requests] == ["r-0", "r-1", "r-2"]
+        assert [r.parent_id for r in requests] == [None, "r-0", "r-0"]
+        assert [r.choice_index for r in requests] == [0, 1, 2]
+        assert len({r.params.seed for r in requests}) == 1
+        assert requests[0].params.seed is not None
+        assert requests[0].params.max_tokens == CONTEXT - 5
+
+    def test_a_given_seed_is_kept(self, processor: InputProcessor) -> None:
+        (request,) = processor.requests("hello", SamplingParams(seed=-3, max_tokens=4), request_id="r")
+        assert (request.params.seed, request.params.max_tokens, request.request_id) == (-3, 4, "r")
+
+    @pytest.mark.parametrize(
+        ("prompt", "params", "param"),
+        [
+            ("", {}, "prompt"),
+            ([], {}, "prompt"),
+            ("x" * CONTEXT, {"max_tokens": None}, "prompt"),
+            ("x" * 10**6, {}, "prompt"),
+            ([1, 2, tiny_models.VOCAB], {}, "prompt"),
+            ([-1], {}, "prompt"),
+            ("\ud800", {}, "prompt"),
+            ("x" * 20, {"max_tokens": 13}, "max_tokens"),
+            ("x", {"stop_token_ids": (tiny_models.VOCAB,)}, "stop_token_ids"),
+            ("x", {"logit_bias": {-1: 1.0}}, "logit_bias"),
+        ],
+    )
+    def test_what_is_wrong_is_named(
+        self, processor: InputProcessor, prompt: str | list[int], params: dict, param: str
+    ) -> None:
+        with pytest.raises(InvalidRequest, match=param) as caught:
+            processor.requests(prompt, SamplingParams(**params), request_id="r")
+        assert caught.value.param == param
+
+
+class FakeSource:
+    """Emits each request's own token ids one by one and notes which requests were closed before their end."""
+
+    def __init__(self, answers: dict[str, Sequence[int]], fail: bool = False) -> None:
+        self._answers = answers
+        self._fail = fail
+        self.aborted: list[str] = []
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[RequestDelta]:
+        answer = self._answers[request.request_id]
+        finished = False
+        try:
+            for i, token in enumerate(answer):
+                await asyncio.sleep(0)
+                if self._fail and i == 2:
+                    raise EngineDead("gone")
+                finished = i == len(answer) - 1
+                yield RequestDelta(request.request_id, [token], "length" if finished else None)
+        finally:
+            if not finished:
+                self.aborted.append(request.request_id)
+
+
+async def collect(source: FakeSource, tokenizer: Tokenizer, requests: list[EngineRequest]) -> list[ChoiceDelta]:
+    return [delta async for delta in generate(source, tokenizer, requests)]
+
+
+class TestOutput:
+    def requests(self, n: int, **params: object) -> list[EngineRequest]:
+        settled = SamplingParams(n=n, max_tokens=99, seed=0, **params)  # type: ignore[arg-type]
+        return [
+            EngineRequest(request_id=f"r-{i}", prompt_token_ids=[5], params=settled, choice_index=i) for i in range(n)
+        ]
+
+    def test_choices_are_merged(self, tokenizer: Tokenizer) -> None:
+        texts = ["one", "second ü", "third answer"]
+        source = FakeSource({f"r-{i}": tokenizer.encode(text) for i, text in enumerate(texts)})
+        deltas = asyncio.run(collect(source, tokenizer, self.requests(3)))
+        for i, text in enumerate(texts):
+            mine = [delta for delta in deltas if delta.index == i]
+            assert "".join(delta.text for delta in mine) == text
+            assert [delta.finish_reason for delta in mine][-1] == "length"
+        assert source.aborted == []
+
+    def test_a_stop_string_ends_one_choice_and_aborts_it(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({"r-0": tokenizer.encode("abc STOP def"), "r-1": tokenizer.encode("no end")})
+        deltas = asyncio.run(collect(source, tokenizer, self.requests(2, stop=("STOP",))))
+        first = [delta for delta in deltas if delta.index == 0]
+        assert "".join(delta.text for delta in first) == "abc "
+        assert (first[-1].finish_reason, first[-1].stop_reason) == ("stop", "STOP")
+        assert source.aborted == ["r-0"]
+
+    def test_closing_aborts_all(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({f"r-{i}": tokenizer.encode("a long answer") for i in range(3)})
+
+        async def read_a_little() -> None:
+            async with aclosing(generate(source, tokenizer, self.requests(3))) as deltas:
+                async for _ in deltas:
+                    return
+
+        asyncio.run(read_a_little())
+        assert sorted(source.aborted) == ["r-0", "r-1", "r-2"]
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_an_error_reaches_the_reader(self, tokenizer: Tokenizer, n: int) -> None:
+        source = FakeSource({f"r-{i}": tokenizer.encode("a long answer") for i in range(n)}, fail=True)
+        with pytest.raises(EngineDead):
+            asyncio.run(collect(source, tokenizer, self.requests(n)))
