@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import tiny_models
 
+from core.weights.source import default_model
+
+PLATFORMS = Path(__file__).parent / "platforms"
+
 
 @pytest.fixture(scope="session")
 def demo_model() -> str:
     """The GGUF file of SmolLM2-135M-Instruct."""
-    from core.weights.source import default_model
-
     return default_model()
 
 
@@ -32,3 +35,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[family]
 
     return make
+
+
+@pytest.fixture
+def test_platforms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Installs the platforms `static` and `fakegraph`, by their entry points, for this process and its children."""
+    monkeypatch.syspath_prepend(str(PLATFORMS))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

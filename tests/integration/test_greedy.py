@@ -90,12 +90,12 @@ class TestTinyModels:
 
     def test_batch_chunks_cache_and_preemption_change_nothing(self, engine: Callable[..., LLM]) -> None:
         prompts = random_prompts(1, count=32)
-        plain = engine(enable_prefix_caching=False, max_num_batched_tokens=512)
+        plain = engine(enable_prefix_caching=False)
         alone = [tokens(plain, [prompt])[0] for prompt in prompts[:8]]
         together = tokens(plain, prompts)
         assert together[:8] == alone
 
-        chunked = engine(enable_prefix_caching=True, max_num_batched_tokens=32)
+        chunked = engine(enable_prefix_caching=True, max_num_batched_tokens=24)
         assert tokens(chunked, prompts) == together, "chunked prefill"
         hits = chunked.engine.stats().prefix_hits
         assert tokens(chunked, prompts) == together, "with the prefix cache hit"

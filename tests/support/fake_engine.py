@@ -23,8 +23,10 @@ from core.platform import ChosenPlatform, MemoryPlan, Override, Plan
 from core.types import DType, EngineRequest, EngineStats, RequestDelta, SamplingParams
 
 VOCAB = 1000
-#: A prompt that begins with this token kills the engine that runs it.
+#: A prompt that begins with this token kills the engine that runs it …
 POISON = 666
+#: … and one that begins with this makes it raise, unless it has emitted something already.
+BAD_LUCK = 667
 
 CONFIG = Config(
     options=Options(),
@@ -115,6 +117,8 @@ class FakeEngine:
         for name, (request, position) in list(self._live.items()):
             if request.prompt_token_ids[0] == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if request.prompt_token_ids[0] == BAD_LUCK and position == 3 and not request.output_token_ids:
+                raise RuntimeError("the step failed")
             ended = position + 1 == request.params.max_tokens
             deltas.append(RequestDelta(name, [_token(request, position)], "length" if ended else None))
             if ended:

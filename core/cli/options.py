@@ -1,0 +1,106 @@
+"""Command-line flags made from option structs: one table, in `core.config.Options`, for flags and keywords alike.
+
+A field `max_num_seqs: Annotated[int | None, Meta(description=…)]` becomes `--max-num-seqs INT` with that help; a
+bool becomes `--x/--no-x`; a tuple a flag that may be repeated. What is not given stays out of the namespace, so
+the struct's defaults are the only ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from core.config import Options
+from core.errors import ConfigError
+
+OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+def flag(field: str) -> str:
+    """`max_num_seqs` as `--max-num-seqs`."""
+    return "--" + field.replace("_", "-")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for each of the engine's options."""
+    add_options(parser, Options, "engine options")
+
+
+def engine_options(args: argparse.Namespace) -> Options:
+    """The engine's options as given. Raises ConfigError naming the flag."""
+    return given_options(args, Options)
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[msgspec.Struct], title: str) -> None:
+    """A flag for each field of a struct of options."""
+    group = parser.add_argument_group(title)
+    for field in msgspec.structs.fields(options):
+        kind, text = _described(field.type)
+        if field.default not in (None, (), msgspec.NODEFAULT):
+            text += f" (default: {_shown(field.default)})"
+        group.add_argument(
+            flag(field.name),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            help=text.replace("%", "%%"),
+            **_arguments(kind),
+        )
+
+
+def given_options(args: argparse.Namespace, options: type[OptionsT]) -> OptionsT:
+    """The struct with what was given on the command line. Raises ConfigError naming the flag."""
+    values = {name: value for name, value in vars(args).items() if name in options.__struct_fields__}
+    try:
+        return msgspec.convert(values, options)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(flag(path.rstrip("`")), message) from error
+
+
+def _described(hint: Any) -> tuple[inspect.Type, str]:
+    """A field's type without None, and its description."""
+    kind, description = inspect.type_info(hint), ""
+    if isinstance(kind, inspect.Metadata):
+        description = str((kind.extra_json_schema or {}).get("description", ""))
+        kind = kind.type
+    if isinstance(kind, inspect.UnionType):
+        (kind,) = (member for member in kind.types if not isinstance(member, inspect.NoneType))
+    return kind, description
+
+
+def _arguments(kind: inspect.Type) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    match kind:
+        case inspect.BoolType():
+            return {"action": argparse.BooleanOptionalAction}
+        case inspect.LiteralType(values):
+            return {"choices": values}
+        case inspect.VarTupleType():
+            return {"action": "append", "metavar": "VALUE"}
+        case inspect.IntType():
+            return {"type": _number(int, "a whole number"), "metavar": "INT"}
+        case inspect.FloatType():
+            return {"type": _number(float, "a number"), "metavar": "NUMBER"}
+        case inspect.StrType():
+            return {"metavar": "TEXT"}
+    raise TypeError(f"no flag can be made of a field of type {kind}")
+
+
+def _number(kind: type[int] | type[float], words: str) -> Callable[[str], int | float]:
+    def read(text: str) -> int | float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}") from None
+
+    return read
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return str(default)

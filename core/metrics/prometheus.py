@@ -1,0 +1,113 @@
+"""Metrics for Prometheus. Names and buckets are vLLM's, with the prefix `core:`, so that its dashboards serve.
+
+Request figures are this frontend's own; the engine's are pulled from it when scraped, so they are the same
+whichever frontend answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from core.metrics.base import FinishedChoice, Metrics
+from core.types import EngineStats
+
+_FIRST_TOKEN = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+)  # fmt: skip
+_NEXT_TOKEN = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+_TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
+
+_Value = Callable[[EngineStats], float]
+_GAUGES: dict[str, tuple[str, _Value]] = {
+    "num_requests_running": ("Requests in the running batch.", lambda stats: stats.running),
+    "num_requests_waiting": ("Requests waiting to be run.", lambda stats: stats.waiting),
+    "kv_cache_usage_perc": ("KV cache in use, 1 being all of it.", lambda stats: stats.kv_usage),
+}
+_COUNTERS: dict[str, tuple[str, _Value]] = {
+    "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", lambda stats: stats.prefix_queries),
+    "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hits),
+    "num_preemptions": ("Requests put back to waiting for want of KV blocks.", lambda stats: stats.preemptions),
+    "prompt_tokens": ("Prompt tokens taken in.", lambda stats: stats.prompt_tokens),
+    "generation_tokens": ("Tokens generated.", lambda stats: stats.generated_tokens),
+}
+
+
+class _EngineCollector(Collector):
+    """The engine's own figures, as of the scrape."""
+
+    def __init__(self, model: str) -> None:
+        self.stats: EngineStats | None = None
+        self._model = model
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("core:engine_up", "1 when the engine answered this scrape.", labels=["model_name"])
+        up.add_metric([self._model], 0.0 if self.stats is None else 1.0)
+        yield up
+        if self.stats is None:
+            return
+        for name, (text, value) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"core:{name}", text, labels=["model_name"])
+            gauge.add_metric([self._model], value(self.stats))
+            yield gauge
+        for name, (text, value) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"core:{name}", text, labels=["model_name"])
+            counter.add_metric([self._model], value(self.stats))
+            yield counter
+
+
+class PrometheusMetrics(Metrics):
+    """A registry of its own: nothing is global, so several servers fit into one process."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._registry = CollectorRegistry()
+        self._engine = _EngineCollector(model)
+        self._registry.register(self._engine)
+        self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN)
+        self._next_token = self._histogram("inter_token_latency_seconds", "Between successive tokens.", _NEXT_TOKEN)
+        self._per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time per token after the first, by request.", _NEXT_TOKEN
+        )
+        self._request = self._histogram("e2e_request_latency_seconds", "From request to last token.", _REQUEST)
+        self._prompt = self._histogram("request_prompt_tokens", "Prompt length, by request.", _TOKENS)
+        self._generated = self._histogram("request_generation_tokens", "Answer length, by request.", _TOKENS)
+        self._success = Counter(
+            "core:request_success",
+            "Choices ended, by reason.",
+            ["model_name", "finished_reason"],
+            registry=self._registry,
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(f"core:{name}", text, ["model_name"], registry=self._registry, buckets=buckets)
+        return histogram.labels(self._model)
+
+    def first_token(self, seconds: float) -> None:
+        self._first_token.observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self._next_token.observe(seconds)
+
+    def finished(self, choice: FinishedChoice) -> None:
+        self._success.labels(self._model, choice.reason).inc()
+        self._request.observe(choice.seconds)
+        self._prompt.observe(choice.prompt_tokens)
+        self._generated.observe(choice.generated_tokens)
+        if choice.seconds_per_token is not None:
+            self._per_token.observe(choice.seconds_per_token)
+
+    def render(self, stats: EngineStats | None) -> tuple[bytes, str]:
+        self._engine.stats = stats
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

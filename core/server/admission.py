@@ -1,0 +1,79 @@
+"""The way in that all generating routes share: body, model, readiness, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TypeVar
+
+from aiohttp import web
+
+from core.errors import InvalidRequest
+from core.server.errors import IGNORED_FIELDS, log
+from core.server.generation import Generation
+from core.server.protocol import GenerationRequest, parse
+from core.server.state import STATE, ServerState
+from core.types import EngineRequest, SamplingParams
+
+#: Characters beyond which prompts are tokenized beside the event loop, so that the streams that run do not wait.
+_LONG_PROMPTS = 16_384
+
+_Request = TypeVar("_Request", bound=GenerationRequest)
+
+
+async def read(request: web.Request, kind: type[_Request]) -> _Request:
+    """The parsed body. Raises InvalidRequest, NotFound, NotReady; a body that is too long, HTTP 413."""
+    state = request.app[STATE]
+    limit = state.options.max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
+    try:
+        content = await request.read()
+    except web.RequestPayloadError as error:
+        raise InvalidRequest(f"the body could not be read: {error}") from error
+    body, ignored = parse(content, kind, state.options.unknown_fields)
+    if ignored and state.options.unknown_fields == "warn":
+        log.warning("unknown request fields ignored", fields=[name[:64] for name in ignored[:20]])
+    request[IGNORED_FIELDS] = ignored
+    state.check_model(body.model)
+    state.check_ready()
+    return body
+
+
+async def admit(
+    state: ServerState,
+    body: GenerationRequest,
+    prompts: list[str | list[int]],
+    params: SamplingParams,
+    *,
+    prefix: str,
+    add_special_tokens: bool,
+    field: str = "prompt",
+) -> Generation:
+    """Tokenize and check the prompts, which came in the body's `field`. Raises InvalidRequest."""
+    arrival = time.monotonic()
+    answer_id = f"{prefix}-{body.request_id or secrets.token_hex(16)}"
+    # Clients choose `request_id` and may repeat one; the engine's ids are unique.
+    engine_id = f"{answer_id}-{secrets.token_hex(4)}"
+    deadline = None if body.deadline_ms is None else arrival + body.deadline_ms / 1000
+    processor = state.processor
+
+    def prepare() -> list[EngineRequest]:
+        return [
+            request
+            for index, prompt in enumerate(prompts)
+            for request in processor.requests(
+                prompt,
+                params,
+                request_id=f"{engine_id}-{index}",
+                priority=body.priority or 0,
+                deadline=deadline,
+                cache_salt=body.cache_salt or "",
+                add_special_tokens=add_special_tokens,
+                field=field,
+            )
+        ]
+
+    long = sum(map(len, prompts)) > _LONG_PROMPTS
+    return Generation(state, answer_id, await asyncio.to_thread(prepare) if long else prepare(), arrival)

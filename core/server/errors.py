@@ -1,0 +1,128 @@
+"""Errors in OpenAI's shape: the one place where exceptions become HTTP answers."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from core.errors import CoreError, EngineDead, QueueFull, RequestError
+from core.logs import get_logger
+
+log = get_logger("server")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+REQUEST_ID = web.RequestKey("request_id", str)
+IGNORED_FIELDS: web.RequestKey[list[str]] = web.RequestKey("ignored_fields", list)
+_PLAIN_ID = re.compile(r"[!-~]{1,128}")
+#: Names in `x-core-ignored-fields`: what is beyond these is counted, not named, so that the header stays short.
+_MOST_NAMED = 20
+
+
+class NotReady(CoreError):
+    """The engine is loading, or the server is draining: come back later."""
+
+
+class EngineFailure(CoreError):
+    """The engine gave up on one request."""
+
+
+class ErrorDetail(msgspec.Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct):
+    """OpenAI's error response."""
+
+    error: ErrorDetail
+
+
+def describe(error: Exception, request_id: str) -> tuple[int, ErrorBody]:
+    """Status and body for an exception; one that is nobody's fault but ours is logged with its traceback."""
+    if isinstance(error, RequestError):
+        return error.status, ErrorBody(ErrorDetail(error.message, error.kind, error.param, error.code))
+    if isinstance(error, EngineDead | NotReady):
+        code = "engine_dead" if isinstance(error, EngineDead) else "not_ready"
+        return 503, ErrorBody(ErrorDetail(str(error), "service_unavailable_error", None, code))
+    if isinstance(error, EngineFailure):
+        log.error("request failed in the engine", request_id=request_id, reason=str(error))
+        return 500, ErrorBody(ErrorDetail(str(error), "server_error", None, "engine_error"))
+    log.error("request failed", request_id=request_id, exc_info=error)
+    message = f"internal error; the server's log has it under request id {request_id}"
+    return 500, ErrorBody(ErrorDetail(message, "server_error", None, "internal_error"))
+
+
+def error_response(error: Exception, request_id: str) -> web.Response:
+    """The HTTP answer for an exception."""
+    status, body = describe(error, request_id)
+    headers = {}
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif status == 503:
+        headers["Retry-After"] = "1"
+    return _json(status, body, headers)
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals (404, 405, 413 …) in the same shape."""
+    if isinstance(error, web.HTTPNotFound):
+        message, code = f"no such route: {request.method} {request.path}", "not_found"
+    elif isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message, code = f"{request.path} takes {allowed}, not {request.method}", "method_not_allowed"
+    elif isinstance(error, web.HTTPRequestEntityTooLarge):
+        message, code = f"the body is longer than {request.client_max_size} bytes", "body_too_large"
+    else:
+        message, code = error.text or error.reason, "http_error"
+    allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    kind = "not_found_error" if error.status == 404 else "invalid_request_error"
+    return _json(error.status, ErrorBody(ErrorDetail(message, kind, None, code)), allow)
+
+
+def _json(status: int, body: ErrorBody, headers: dict[str, str]) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
+
+
+@web.middleware
+async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give each request its id, and turn whatever it raises into an answer."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _http_error(request, error)
+    except ConnectionError:
+        raise  # the client has gone away; nobody is left to answer
+    except Exception as error:
+        return error_response(error, request[REQUEST_ID])
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers that every answer carries, streams included."""
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+    if ignored := request.get(IGNORED_FIELDS):
+        names = [quote(name[:64], safe="") for name in ignored[:_MOST_NAMED]]
+        more = [f"+{len(ignored) - _MOST_NAMED}"] if len(ignored) > _MOST_NAMED else []
+        response.headers["x-core-ignored-fields"] = ", ".join(names + more)
+
+
+def unauthorized() -> web.Response:
+    """The answer to a missing or wrong API key."""
+    message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+    detail = ErrorDetail(message, "authentication_error", None, "invalid_api_key")
+    return _json(401, ErrorBody(detail), {"WWW-Authenticate": "Bearer"})

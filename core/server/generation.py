@@ -1,0 +1,154 @@
+"""One client request on its way through the engine: several prompts, several choices, one stream of batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from core.engine import output
+from core.engine.output import ChoiceDelta
+from core.errors import DeadlineExceeded
+from core.metrics import FinishedChoice
+from core.server.errors import EngineFailure
+from core.server.responses import PromptTokensDetails, Usage
+from core.server.state import ServerState
+from core.types import EngineRequest
+
+#: What was ready at once, by choice.
+Batch = dict[int, ChoiceDelta]
+
+
+def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+    """Successive deltas of one choice as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return ChoiceDelta(
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=logprobs if any(delta.logprobs is not None for delta in deltas) else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
+    )
+
+
+async def _merged(sources: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> AsyncGenerator[Batch, None]:
+    """The deltas of all sources, in batches of what is there at once, by the position of the source.
+
+    A client that reads slowly, or an event loop that lags, gets fewer and larger pieces. Closing this closes the
+    sources, which ends their requests in the engine.
+    """
+    ready: dict[int, list[ChoiceDelta]] = {}
+    wake = asyncio.Event()
+
+    async def pump(position: int, source: AsyncGenerator[ChoiceDelta, None]) -> None:
+        async with aclosing(source):
+            async for delta in source:
+                ready.setdefault(position, []).append(delta)
+                wake.set()
+
+    tasks = [asyncio.create_task(pump(*item)) for item in enumerate(sources)]
+    for task in tasks:
+        task.add_done_callback(lambda _: wake.set())
+    try:
+        running = tasks
+        while running or ready:
+            await wake.wait()
+            wake.clear()
+            if ready:
+                batch, ready = ready, {}
+                yield {position: joined(deltas) for position, deltas in batch.items()}
+            for task in running:
+                if task.done():
+                    task.result()
+            running = [task for task in running if not task.done()]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class _Choice:
+    """What the counts and the metrics need of one choice."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    tokens: int = 0
+    first_token_time: float = 0.0
+    last_token_time: float = 0.0
+
+
+@dataclass
+class Generation:
+    """An admitted request. `requests` are its choices: choice c of prompt p is the one at p * n + c."""
+
+    state: ServerState
+    id: str
+    requests: list[EngineRequest]
+    arrival: float  # seconds of time.monotonic()
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self._choices = [_Choice(len(request.prompt_token_ids)) for request in self.requests]
+
+    @property
+    def num_choices(self) -> int:
+        """Choices over all prompts."""
+        return len(self.requests)
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """The answer as it comes. Raises RequestError, EngineDead, EngineFailure. Closing it aborts the request."""
+        async with aclosing(_merged([self._deltas(request) for request in self.requests])) as batches:
+            async for batch in batches:
+                now = time.monotonic()
+                for index, delta in batch.items():
+                    self._account(self._choices[index], delta, now)
+                yield batch
+
+    def _deltas(self, request: EngineRequest) -> AsyncGenerator[ChoiceDelta, None]:
+        return output.generate(self.state.client, self.state.tokenizer, [request])
+
+    def _account(self, choice: _Choice, delta: ChoiceDelta, now: float) -> None:
+        metrics = self.state.metrics
+        if delta.token_ids:
+            if choice.tokens == 0:
+                choice.first_token_time = now
+                metrics.first_token(now - self.arrival)
+            else:
+                metrics.next_token(now - choice.last_token_time)
+            choice.tokens += len(delta.token_ids)
+            choice.last_token_time = now
+        choice.cached_tokens = max(choice.cached_tokens, delta.num_cached_tokens)
+        if delta.finish_reason is not None:
+            metrics.finished(self._finished(choice, delta.finish_reason, now))
+        if delta.finish_reason == "error":
+            raise EngineFailure("the engine could not go on with this request; the server's log says why")
+        if delta.finish_reason == "deadline" and not any(each.tokens for each in self._choices):
+            raise DeadlineExceeded("deadline_ms: it passed before the first token", param="deadline_ms")
+
+    def _finished(self, choice: _Choice, reason: str, now: float) -> FinishedChoice:
+        decode_time = choice.last_token_time - choice.first_token_time
+        return FinishedChoice(
+            reason=reason,
+            prompt_tokens=choice.prompt_tokens,
+            generated_tokens=choice.tokens,
+            seconds=now - self.arrival,
+            seconds_per_token=decode_time / (choice.tokens - 1) if choice.tokens > 1 else None,
+        )
+
+    def usage(self) -> Usage:
+        """Token counts so far. A prompt counts once, however many choices it has."""
+        firsts = [
+            choice for choice, request in zip(self._choices, self.requests, strict=True) if not request.choice_index
+        ]
+        prompt_tokens = sum(choice.prompt_tokens for choice in firsts)
+        completion_tokens = sum(choice.tokens for choice in self._choices)
+        cached = PromptTokensDetails(sum(choice.cached_tokens for choice in firsts))
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, cached)

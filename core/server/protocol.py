@@ -1,0 +1,268 @@
+"""Requests of the OpenAI API, with vLLM's extras, as typed structs: the one table of fields, parsed and checked.
+
+Sources: OpenAI's API reference (Completions, Chat Completions) and vLLM's OpenAI-compatible server. Ranges of the
+sampling fields are checked where they are defined, in `core.types.SamplingParams`. Every error is an InvalidRequest
+whose `param` is the path of the field: `temperature`, `messages[1].content`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from core.errors import InvalidRequest
+from core.server.malformed import explain, validation_error
+from core.server.options import UnknownFields
+from core.types import MAX_LOGPROBS, SamplingParams
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
+#: Token ids are checked against the vocabulary later; the bound keeps what travels to the engine an int64.
+TokenId = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+
+MAX_ANSWERS = 4096  # that one request may ask for: what a full queue holds by default
+DEFAULT_MAX_TOKENS = 16  # of a completion, as OpenAI has it; a chat goes on until the context is full
+_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+# --- fields --------------------------------------------------------------------------------------------------
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a stream reports token counts: in a last chunk, or in every one (vLLM's extra)."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False  # OpenAI pads its chunks against eavesdroppers; ours never are
+
+
+class GenerationRequest(msgspec.Struct, kw_only=True):
+    """Fields that completions and chat completions share. None: the model's own default, else OpenAI's."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[TokenId, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # vLLM's extras
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    priority: Priority | None = None
+    cache_salt: str | None = None
+    request_id: RequestId | None = None
+    # ours
+    deadline_ms: PositiveInt | None = None  # from arrival; then the answer ends with finish_reason "deadline"
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one. Raises InvalidRequest on an empty one, or a list of several kinds."""
+        if isinstance(self.prompt, str):
+            prompts: list[Any] = [self.prompt]
+        elif self.prompt and all(isinstance(item, int) for item in self.prompt):
+            prompts = [self.prompt]
+        else:
+            prompts = self.prompt
+        if not prompts or any(not prompt for prompt in prompts if not isinstance(prompt, int)):
+            raise InvalidRequest("prompt: it is empty; give at least one character or token", param="prompt")
+        if len(prompts) * (self.n or 1) > MAX_ANSWERS:
+            message = f"prompt: {len(prompts)} prompts times n = {self.n or 1} are more than {MAX_ANSWERS} answers"
+            raise InvalidRequest(message, param="prompt")
+        if len({type(prompt) for prompt in prompts}) > 1:
+            raise InvalidRequest("prompt: a list holds either strings, or tokens, or lists of tokens", param="prompt")
+        return prompts
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """How to choose tokens; `defaults` are the model's own. Raises InvalidRequest."""
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            message = f"best_of: only the value of n, {self.n or 1}, is implemented; got {self.best_of}"
+            raise InvalidRequest(message, param="best_of", code="unsupported")
+        if self.echo and self.logprobs is not None:
+            message = "logprobs: logprobs of the prompt are not implemented; leave out echo or logprobs"
+            raise InvalidRequest(message, param="logprobs", code="unsupported")
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return _sampling(self, defaults, logprobs=self.logprobs, max_tokens=max_tokens)
+
+
+class TextPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message's content. Text is the one type that these models read."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[Any] | None = None
+
+    def for_template(self, index: int) -> dict[str, Any]:
+        """The message as chat templates read it, its content one string. Raises InvalidRequest."""
+        where = f"messages[{index}]"
+        if self.role not in ROLES:
+            message = f"{where}.role: {self.role[:64]!r} is none of {', '.join(ROLES)}"
+            raise InvalidRequest(message, param=f"{where}.role")
+        if self.tool_calls:
+            raise _unsupported(f"{where}.tool_calls", "calling tools is not implemented")
+        if self.content is None:
+            raise InvalidRequest(f"{where}.content: it is missing", param=f"{where}.content")
+        content = self.content if isinstance(self.content, str) else self._joined(f"{where}.content")
+        role = "system" if self.role == "developer" else self.role
+        extras = {"name": self.name, "tool_call_id": self.tool_call_id}
+        given = {key: value for key, value in extras.items() if value is not None}
+        return {"role": role, "content": content, **given}
+
+    def _joined(self, where: str) -> str:
+        assert isinstance(self.content, list)
+        for index, part in enumerate(self.content):
+            if part.type != "text":
+                raise _unsupported(f"{where}[{index}].type", f"this model's modalities are ['text']; got {part.type!r}")
+            if part.text is None:
+                raise InvalidRequest(f"{where}[{index}].text: it is missing", param=f"{where}[{index}].text")
+        return "\n".join(part.text or "" for part in self.content)
+
+
+class ChatRequest(GenerationRequest, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages as chat templates read them. Raises InvalidRequest."""
+        if not self.messages:
+            raise InvalidRequest("messages: the list is empty; give at least one message", param="messages")
+        if clash := _TEMPLATE_ARGUMENTS & (self.chat_template_kwargs or {}).keys():
+            message = f"chat_template_kwargs: {min(clash)!r} is a field of the request, not of the template"
+            raise InvalidRequest(message, param="chat_template_kwargs")
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "continue_final_message: it contradicts add_generation_prompt; set one of them"
+            raise InvalidRequest(message, param="continue_final_message")
+        return [message.for_template(index) for index, message in enumerate(self.messages)]
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """How to choose tokens; `defaults` are the model's own. Raises InvalidRequest."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs: it needs logprobs to be true", param="top_logprobs")
+        top = self.top_logprobs or 0
+        if not 0 <= top <= MAX_LOGPROBS:
+            raise InvalidRequest(f"top_logprobs: {top} is not in [0, {MAX_LOGPROBS}]", param="top_logprobs")
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.max_completion_tokens is not None and self.max_completion_tokens < 1:
+            message = f"max_completion_tokens: {self.max_completion_tokens} is less than 1"
+            raise InvalidRequest(message, param="max_completion_tokens")
+        return _sampling(self, defaults, logprobs=top if self.logprobs else None, max_tokens=limit)
+
+
+_SHARED = tuple(
+    name
+    for name in SamplingParams.__struct_fields__
+    if name in GenerationRequest.__struct_fields__ and name not in ("max_tokens", "stop")
+)
+
+
+def _sampling(
+    request: GenerationRequest, defaults: Mapping[str, Any], *, logprobs: int | None, max_tokens: int | None
+) -> SamplingParams:
+    given = {name: value for name in _SHARED if (value := getattr(request, name)) is not None}
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if "stop_token_ids" in given:
+        given["stop_token_ids"] = tuple(given["stop_token_ids"])
+    return SamplingParams(**{**defaults, **given}, stop=stop, logprobs=logprobs, max_tokens=max_tokens)
+
+
+# --- fields beside the structs -------------------------------------------------------------------------------
+
+#: Known fields that change nothing in the answer.
+_HARMLESS = frozenset({
+    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention",
+})  # fmt: skip
+
+#: Known fields that would change the answer and are not implemented, with the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": ([],), "audio": (), "bad_words": ([],),
+    "chat_template": (), "documents": ([],), "function_call": ("none", "auto"),
+    "functions": ([],), "guided_choice": (), "guided_grammar": (), "guided_json": (), "guided_regex": (),
+    "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
+    "prompt_logprobs": (), "reasoning_effort": ("none",), "response_format": ({"type": "text"},),
+    "structured_outputs": (), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "truncate_prompt_tokens": (), "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
+}  # fmt: skip
+
+#: How alike an unknown name and a known one must be for the former to be a misspelling (0 … 1, difflib's ratio).
+_MISSPELT = 0.8
+
+_Request = TypeVar("_Request", bound=GenerationRequest)
+
+
+def parse(body: bytes, kind: type[_Request], unknown: UnknownFields) -> tuple[_Request, list[str]]:
+    """The request in `body`, and the names of its fields that are ignored. Raises InvalidRequest."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise validation_error(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise explain(body, error) from error
+    _refuse_unsupported(fields)
+    return request, _ignored(fields, kind, unknown)
+
+
+def _refuse_unsupported(fields: Mapping[str, msgspec.Raw]) -> None:
+    for name in fields.keys() & _UNSUPPORTED.keys():
+        value = msgspec.json.decode(fields[name])
+        if value is not None and value not in _UNSUPPORTED[name]:
+            raise _unsupported(name, "this version does not implement it; leave the field out")
+
+
+def _ignored(fields: Mapping[str, msgspec.Raw], kind: type[GenerationRequest], mode: UnknownFields) -> list[str]:
+    """The unknown fields, in the order given. Raises InvalidRequest where the mode says so."""
+    known = {*kind.__struct_fields__, *_HARMLESS, *_UNSUPPORTED}
+    unknown = [name for name in fields if name not in known]
+    for name in unknown:
+        close = difflib.get_close_matches(name[:64], known, n=1, cutoff=_MISSPELT)
+        if mode == "error" or (mode == "auto" and close):
+            hint = f"; did you mean {close[0]!r}?" if close else "; this server was told to refuse unknown fields"
+            raise InvalidRequest(f"{name[:64]}: no such field{hint}", param=name[:64], code="unknown_field")
+    return unknown
+
+
+def _unsupported(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: {reason}", param=param, code="unsupported")

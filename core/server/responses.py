@@ -1,0 +1,187 @@
+"""What the server answers: OpenAI's response objects, with vLLM's extra `stop_reason`.
+
+The structs are encoded as they stand, nulls included, because clients look for the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from core.tokenization import Tokenizer
+from core.types import FinishReason, TokenLogprobs
+
+#: JSON has no -inf; vLLM answers this in its place.
+LOWEST_LOGPROB = -9999.0
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """Of the prompt's tokens, those whose KV was found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Token counts of one request, over all of its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+# --- completions ---------------------------------------------------------------------------------------------
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Parallel lists, one item a token; `text_offset` counts characters from the start of the choice's text."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float] = []
+    top_logprobs: list[dict[str, float]] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(msgspec.Struct):
+    """One answer to one prompt, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+# --- chat ----------------------------------------------------------------------------------------------------
+
+
+class TokenLogprob(msgspec.Struct):
+    """A token that might have been chosen."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(msgspec.Struct):
+    """A token that was chosen, and the likeliest ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """One item a token."""
+
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct):
+    """The assistant's turn."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class ChatPiece(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """A piece of one answer."""
+
+    index: int
+    delta: ChatPiece
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+# --- the whole -----------------------------------------------------------------------------------------------
+
+
+class Response(msgspec.Struct):
+    """`text_completion` or `chat.completion`, whichever the choices are."""
+
+    id: str
+    object: str
+    created: int  # seconds of the Unix epoch
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice] | list[ChatChoice]
+    usage: Usage
+
+
+class Model(msgspec.Struct):
+    """An entry of /v1/models."""
+
+    id: str
+    created: int
+    max_model_len: int
+    root: str
+    object: str = "model"
+    owned_by: str = "core"
+    parent: None = None
+
+
+class ModelList(msgspec.Struct):
+    """The answer of /v1/models."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+# --- logprobs ------------------------------------------------------------------------------------------------
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs], offset: int
+) -> CompletionLogprobs:
+    """Logprobs in the completions API's form, the first token's text beginning at character `offset`."""
+    found = CompletionLogprobs([], [], [], [])
+    for token_id, entry in zip(token_ids, logprobs, strict=True):
+        token = tokenizer.token_text(token_id)
+        found.tokens.append(token)
+        found.token_logprobs.append(_finite(entry.logprob))
+        top = {tokenizer.token_text(other): _finite(value) for other, value in entry.top}
+        found.top_logprobs.append({token: _finite(entry.logprob)} | top)
+        found.text_offset.append(offset)
+        offset += len(token)
+    return found
+
+
+def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> ChatLogprobs:
+    """Logprobs in the chat API's form."""
+    return ChatLogprobs([_chosen(tokenizer, *pair) for pair in zip(token_ids, logprobs, strict=True)])
+
+
+def _chosen(tokenizer: Tokenizer, token_id: int, entry: TokenLogprobs) -> ChosenLogprob:
+    one = _token(tokenizer, token_id, entry.logprob)
+    top = [_token(tokenizer, other, value) for other, value in entry.top]
+    return ChosenLogprob(one.token, one.logprob, one.bytes, top)
+
+
+def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenLogprob:
+    return TokenLogprob(tokenizer.token_text(token_id), _finite(logprob), list(tokenizer.token_bytes(token_id)))
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)

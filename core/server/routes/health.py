@@ -1,0 +1,71 @@
+"""What operators and orchestrators ask: alive, ready, how busy, which version."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+import core
+from core.errors import EngineDead
+from core.server.state import STATE
+from core.types import EngineStats
+
+#: Seconds that a scrape waits for the engine, which answers between steps.
+_STATS_TIMEOUT = 1.0
+
+
+async def live(request: web.Request) -> web.Response:
+    """200 while this process can do its work, or wait for an engine that will come back; 503 when it never will."""
+    status = request.app[STATE].client.status
+    return _json({"state": status.state}, 503 if status.state == "failed" else 200)
+
+
+async def ready(request: web.Request) -> web.Response:
+    """200 when requests are taken and run; else 503 with how far the engine is."""
+    state = request.app[STATE]
+    status = state.client.status
+    name = "draining" if state.draining else status.state
+    progress = {"state": name, "stage": status.stage, "progress": status.progress, "message": status.message}
+    return _json(progress, 200 if name == "ready" else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Prometheus' text format."""
+    state = request.app[STATE]
+    stats: EngineStats | None = None
+    if state.client.status.state in ("ready", "draining"):
+        try:
+            stats = await asyncio.wait_for(state.client.stats(), _STATS_TIMEOUT)
+        except (TimeoutError, EngineDead):
+            stats = None  # shown as core:engine_up 0
+    body, content_type = state.metrics.render(stats)
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+async def version(request: web.Request) -> web.Response:
+    """Which release this is."""
+    del request
+    return _json({"version": core.__version__})
+
+
+async def index(request: web.Request) -> web.Response:
+    """What is here, for people who open the address in a browser."""
+    state = request.app[STATE]
+    endpoints = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/livez", "/readyz", "/metrics"]
+    return _json({"core": core.__version__, "model": state.model, "endpoints": [*endpoints, "/version"]})
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+ROUTES = [
+    web.get("/", index),
+    web.get("/health", ready),
+    web.get("/livez", live),
+    web.get("/readyz", ready),
+    web.get("/metrics", metrics),
+    web.get("/version", version),
+]

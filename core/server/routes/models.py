@@ -1,0 +1,30 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from core.server.responses import Model, ModelList
+from core.server.state import STATE, ServerState
+
+
+def _card(state: ServerState) -> Model:
+    config = state.client.config
+    return Model(state.model, state.created, config.scheduler.max_model_len, config.model.name)
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """The one model that is served."""
+    body = ModelList([_card(request.app[STATE])])
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """The model by name, which may hold slashes. Raises NotFound."""
+    state = request.app[STATE]
+    state.check_model(request.match_info["model"])
+    return web.Response(body=msgspec.json.encode(_card(state)), content_type="application/json")
+
+
+ROUTES = [web.get("/v1/models", list_models), web.get("/v1/models/{model:.+}", show_model)]

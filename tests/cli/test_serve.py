@@ -1,0 +1,72 @@
+"""`core serve` before and around the processes it starts."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+
+import pytest
+from fake_engine import CONFIG
+
+from core.cli import serve
+from core.cli.main import main
+from core.engine.messages import EngineStatus, Planned
+from core.errors import ConfigError
+from core.platform import Override
+
+
+def test_a_port_in_use_is_known_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "/no/such/model", "--port", str(port)]) == 1
+    shown = capsys.readouterr().err
+    assert f"error: --port: 127.0.0.1:{port} is in use" in shown and "no/such/model" not in shown
+
+
+@pytest.mark.parametrize(
+    ("host", "message"), [("192.0.2.1", "--host: '192.0.2.1' is not an address"), ("no such host", "--host: 'no such")]
+)
+def test_an_address_of_another_machine_is_refused(host: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        serve.listen(host, 0)
+
+
+@pytest.mark.parametrize(("host", "reachable"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])
+def test_the_url_is_one_that_a_client_here_can_use(host: str, reachable: str) -> None:
+    with serve.listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        url = serve.base_url(listener)
+        assert url == f"http://{reachable}:{port}"
+        socket.create_connection((reachable, port)).close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--api-server-count", "0"], "--api-server-count: .*>= 1"),
+        (["--shutdown-timeout", "-1"], "--shutdown-timeout: .*>= 0"),
+        (["--prot", "1"], "--prot: .*'--port'"),
+        (["--max-num-seq", "1"], "--max-num-seq: .*'--max-num-seqs'"),
+    ],
+)
+def test_wrong_flags_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: .*{message}", line)
+
+
+def test_the_start_up_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    display = serve.Display("http://127.0.0.1:1", "the-model", time.monotonic())
+    for percent in (0, 50, 100):
+        display.status(EngineStatus(state="loading", stage="loading weights", progress=percent / 100))
+    display.status(EngineStatus(state="ready"))
+    override = Override(option="--dtype", value="float32", reason="no bfloat16 units")
+    display.planned(Planned(CONFIG, (override,), {}))
+    display.serving()
+    display.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("loading weights") == 1
+    assert "--dtype = float32: no bfloat16 units" in lines
+    assert any(" s: http://127.0.0.1:1/v1" in line for line in lines)
+    assert any("curl http://127.0.0.1:1/v1/chat/completions" in line for line in lines)
