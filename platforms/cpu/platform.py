@@ -1,0 +1,131 @@
+"""The CPU as a platform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from core.config import GIB, Config
+from core.defaults import ReferenceKernels, TorchMemory
+from core.errors import ConfigError, Unsupported
+from core.platform import (
+    AttentionBackend,
+    Capabilities,
+    DeviceInfo,
+    KernelTable,
+    MemoryBackend,
+    MemoryInfo,
+    Override,
+    Plan,
+    Platform,
+)
+from core.types import DType
+from platforms._shared import host
+from platforms.cpu import _native
+from platforms.cpu.attention import DTYPES, NativeAttention
+from platforms.cpu.ops import KERNELS
+from platforms.cpu.plugin import CpuOptions, device_info
+
+_NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
+
+
+class CpuPlatform(Platform):
+    """One device: the cores and the memory that this process may use.
+
+    Making one sets the thread counts of torch and of the native kernels, for the whole process.
+    """
+
+    def __init__(self, options: CpuOptions) -> None:
+        cores = host.usable_cores()
+        threads = cores if options.threads is None else options.threads
+        if not 1 <= threads <= cores:
+            raise ConfigError(
+                "--platform-opt cpu.threads", f"{threads} is not from 1 to the {cores} cores that are usable here"
+            )
+        torch.set_num_threads(threads)
+        _native.set_num_threads(threads)
+        self._device = device_info()
+        self._native_bfloat16 = host.processor().native_bfloat16
+        self._memory = TorchMemory("cpu", _memory_info)
+        self._kernels = ReferenceKernels(KERNELS)
+        self._attention = NativeAttention()
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The one device."""
+        return (self._device,)
+
+    def capabilities(self) -> Capabilities:
+        """Any step shape. Not batch-invariant: torch's matrix products round by the number of rows."""
+        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True)
+
+    def memory(self) -> MemoryBackend:
+        """Host memory within the cgroup's limit."""
+        return self._memory
+
+    def kernels(self) -> KernelTable:
+        """torch's, by faster forms where there are some."""
+        return self._kernels
+
+    def attention(self) -> Sequence[AttentionBackend]:
+        """The native kernels."""
+        return (self._attention,)
+
+    # --- planning ---
+
+    def plan(self, config: Config) -> Plan:
+        """Settle the element types and the size of the KV cache. Raises Unsupported, ConfigError."""
+        dtype, overrides = self._dtype(config)
+        kv_dtype = self._kv_dtype(config, dtype)
+        memory_bytes = config.cache.memory_bytes
+        if memory_bytes is None:
+            memory_bytes = min(self._device.memory_bytes // 4, 4 * GIB)
+            overrides.append(
+                Override(
+                    option="kv_cache_memory",
+                    value=f"{memory_bytes / GIB:.2f}GiB",
+                    reason="a quarter of the memory this process may use, at most 4 GiB",
+                )
+            )
+        elif memory_bytes > self._device.memory_bytes:
+            raise ConfigError(
+                "--kv-cache-memory",
+                f"{memory_bytes} bytes are more than the {self._device.memory_bytes} this process may use",
+            )
+        planned = msgspec.structs.replace(
+            config,
+            model=msgspec.structs.replace(config.model, dtype=dtype),
+            cache=msgspec.structs.replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
+        )
+        return Plan(config=planned, overrides=tuple(overrides))
+
+    def _dtype(self, config: Config) -> tuple[DType, list[Override]]:
+        """The user's, or for `auto` the one that the weights have and this CPU is quick at."""
+        stored = config.model.dtype
+        if config.options.dtype != "auto":
+            if stored not in DTYPES:
+                raise Unsupported(f"--dtype {stored}", _NO_FLOAT16)
+            return stored, []
+        if stored is DType.FLOAT32 or (stored is DType.BFLOAT16 and self._native_bfloat16):
+            return stored, []
+        if self._native_bfloat16:
+            reason = f"the weights are {stored}, which the CPU kernels do not have"
+            return DType.BFLOAT16, [Override(option="dtype", value=DType.BFLOAT16, reason=reason)]
+        reason = (
+            f"the weights are {stored}, and this CPU has no bfloat16 instructions: matrix products of several rows "
+            "would take about 8 times as long as in float32 (--dtype bfloat16 halves the memory all the same)"
+        )
+        return DType.FLOAT32, [Override(option="dtype", value=DType.FLOAT32, reason=reason)]
+
+    def _kv_dtype(self, config: Config, dtype: DType) -> DType:
+        if config.options.kv_cache_dtype == "auto":
+            return dtype
+        if config.cache.dtype not in DTYPES:
+            raise Unsupported(f"--kv-cache-dtype {config.cache.dtype}", _NO_FLOAT16)
+        return config.cache.dtype
+
+
+def _memory_info() -> MemoryInfo:
+    found = host.memory()
+    return MemoryInfo(found.total, found.free)

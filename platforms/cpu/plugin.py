@@ -1,0 +1,64 @@
+"""The CPU platform's plugin. Imports no torch: it runs in the process that chooses a platform."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import msgspec
+
+from core.hookspecs import hookimpl, parse_own_options
+from core.platform import DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
+from platforms._shared import host
+
+NAME = "cpu"
+NATIVE = "platforms.cpu._native"
+
+
+class CpuOptions(msgspec.Struct, frozen=True):
+    """`--platform-opt cpu.KEY=VALUE`."""
+
+    threads: int | None = None  # worker threads of torch and of the native kernels; None: one for each usable core
+
+
+@hookimpl
+def plugin_info() -> PluginInfo:
+    """The contract this was written for."""
+    return PluginInfo(name=NAME, vendor="core", version="0.1.0", api=(0, 1))
+
+
+@hookimpl
+def probe(env: ProbeEnv) -> ProbeResult:
+    """AVAILABLE with torch and the native kernels; ABSENT without torch; BROKEN if the kernels do not load."""
+    parse_own_options(NAME, env.options, CpuOptions)
+    if find_spec("torch") is None:
+        return ProbeResult(state="ABSENT", reason="torch is not installed: pip install 'core[cpu]'")
+    try:
+        tier = import_module(NATIVE).isa()
+    except (ImportError, ValueError) as error:
+        return ProbeResult(
+            state="BROKEN",
+            reason=f"its native kernels cannot be used: {error}. If they are missing or were built for another Python, "
+            "build them again: pip install --force-reinstall --no-deps core, or in a clone pip install -e .",
+        )
+    device = device_info()
+    reason = f"{device.name}, {device.details['cores']} cores, {tier} kernels"
+    return ProbeResult(state="AVAILABLE", reason=reason, devices=(device,), score=0)
+
+
+@hookimpl
+def create_platform(ctx: PlatformContext) -> Platform:
+    """The platform; torch is imported here."""
+    platform = import_module("platforms.cpu.platform")
+    created: Platform = platform.CpuPlatform(parse_own_options(NAME, ctx.options, CpuOptions))
+    return created
+
+
+def device_info() -> DeviceInfo:
+    """The processor, with the cores and the memory this process may use."""
+    return DeviceInfo(
+        index=0,
+        name=host.processor().model,
+        memory_bytes=host.memory().total,
+        details={"cores": str(host.usable_cores())},
+    )

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
+from core.errors import ConfigError, Unsupported
+from core.platform import AttentionQuery, ProbeEnv
+from core.types import DType
+from platforms._shared import host
+from platforms.cpu import _native, plugin
+from platforms.cpu.platform import CpuPlatform
+from platforms.cpu.plugin import CpuOptions
+
+GIB = 1 << 30
+
+
+def config(stored: str = "float32", *, cache: CacheConfig | None = None, **options: Any) -> Config:
+    """A configuration as `resolve` leaves it for weights of type `stored`."""
+    dtype = DType(stored if options.get("dtype", "auto") == "auto" else options["dtype"])
+    kv = options.get("kv_cache_dtype", "auto")
+    return Config(
+        options=Options(**options),
+        model=ModelConfig(
+            name="m", path="/m", format="huggingface", architecture="LlamaForCausalLM", hf_config={}, dtype=dtype,
+            max_model_len=64, vocab_size=8, eos_token_ids=(1,), tokenizer_path="/m",
+        ),
+        cache=cache or CacheConfig(dtype=dtype if kv == "auto" else DType(kv)),
+        scheduler=SchedulerConfig(),
+    )  # fmt: skip
+
+
+def platform(monkeypatch: pytest.MonkeyPatch, *, flags: str = "avx2", memory: int = 64 * GIB) -> CpuPlatform:
+    monkeypatch.setattr(host, "processor", lambda: host.Processor("Test CPU", frozenset(flags.split())))
+    monkeypatch.setattr(host, "memory", lambda: host.Memory(memory, memory // 2))
+    return CpuPlatform(CpuOptions())
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "expected", "reason"),
+    [
+        ("float32", "avx2", "float32", None),
+        ("float32", "avx512_bf16", "float32", None),
+        ("bfloat16", "avx512_bf16", "bfloat16", None),
+        ("bfloat16", "avx2", "float32", "no bfloat16 instructions"),
+        ("float16", "amx_bf16", "bfloat16", "which the CPU kernels do not have"),
+        ("float16", "avx2", "float32", "no bfloat16 instructions"),
+    ],
+)
+def test_auto_dtype(
+    monkeypatch: pytest.MonkeyPatch, stored: str, flags: str, expected: str, reason: str | None
+) -> None:
+    plan = platform(monkeypatch, flags=flags).plan(config(stored))
+    assert (plan.config.model.dtype, plan.config.cache.dtype) == (expected, expected)
+    reasons = [override.reason for override in plan.overrides if override.option == "dtype"]
+    assert reasons == [] if reason is None else reason in reasons[0]
+
+
+def test_what_the_user_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = config("bfloat16", dtype="bfloat16", kv_cache_dtype="float32")
+    given = msgspec.structs.replace(given, cache=msgspec.structs.replace(given.cache, memory_bytes=GIB))
+    plan = platform(monkeypatch).plan(given)
+    assert plan.config == given
+    assert plan.overrides == ()
+
+
+@pytest.mark.parametrize("option", ["dtype", "kv_cache_dtype"])
+def test_float16_is_refused_with_the_option(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    with pytest.raises(Unsupported, match=f"--{option.replace('_', '-')} float16 is not supported: .*bfloat16"):
+        platform(monkeypatch).plan(config(**{option: "float16"}))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(8 * GIB, 2 * GIB), (64 * GIB, 4 * GIB)])
+def test_the_kv_cache_has_a_size_with_its_reason(monkeypatch: pytest.MonkeyPatch, memory: int, expected: int) -> None:
+    plan = platform(monkeypatch, memory=memory).plan(config())
+    assert plan.config.cache.memory_bytes == expected
+    (override,) = plan.overrides
+    assert (override.option, override.value) == ("kv_cache_memory", f"{expected / GIB:.2f}GiB")
+
+
+def test_a_kv_cache_beyond_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--kv-cache-memory"):
+        platform(monkeypatch, memory=GIB).plan(config(cache=CacheConfig(memory_bytes=2 * GIB)))
+
+
+def test_plan_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, given = platform(monkeypatch), config("bfloat16")
+    before = msgspec.to_builtins(given)
+    first = made.plan(given)
+    assert made.plan(given) == first and msgspec.to_builtins(given) == before
+    assert made.memory().in_use() == {}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(first), type=type(first)) == first
+
+
+# --- threads -------------------------------------------------------------------------------------------------
+
+
+def test_threads_are_set_for_torch_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads(), _native.num_threads()
+    monkeypatch.setattr(host, "usable_cores", lambda: 3)
+    try:
+        CpuPlatform(CpuOptions(threads=2))
+        seen: list[int] = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), _native.num_threads(), seen) == (2, 2, [2])
+        CpuPlatform(CpuOptions())
+        assert (torch.get_num_threads(), _native.num_threads()) == (3, 3)
+        for threads in (0, 4):
+            with pytest.raises(ConfigError, match=r"cpu\.threads: .* from 1 to the 3 cores"):
+                CpuPlatform(CpuOptions(threads=threads))
+    finally:
+        torch.set_num_threads(before[0])
+        _native.set_num_threads(before[1])
+
+
+# --- the probe -----------------------------------------------------------------------------------------------
+
+
+def test_probe_describes_this_machine_and_repeats() -> None:
+    result = plugin.probe(ProbeEnv())
+    assert result.state == "AVAILABLE" and result.score == 0
+    assert result.devices[0].memory_bytes == host.memory().total
+    assert plugin.probe(ProbeEnv()) == result
+
+
+def test_without_torch_it_is_absent_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None)
+    result = plugin.probe(ProbeEnv())
+    assert result.state == "ABSENT" and "pip install 'core[cpu]'" in result.reason
+
+
+def test_without_its_kernels_it_is_broken_with_the_line_that_builds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, plugin.NATIVE, None)
+    result = plugin.probe(ProbeEnv())
+    assert result.state == "BROKEN" and "pip install -e ." in result.reason
+
+
+def test_a_tier_that_this_cpu_lacks_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def isa() -> str:
+        raise ValueError("CORE_CPU_ISA: no avx1024")
+
+    monkeypatch.setitem(sys.modules, plugin.NATIVE, SimpleNamespace(isa=isa))
+    result = plugin.probe(ProbeEnv())
+    assert result.state == "BROKEN" and "no avx1024" in result.reason
+
+
+# --- attention -----------------------------------------------------------------------------------------------
+
+QUERY = AttentionQuery(64, 6, 2, None, DType.FLOAT32, DType.BFLOAT16, block_size=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"dtype": DType.FLOAT16}, "not float16"),
+        ({"kv_dtype": DType.INT8}, "not int8"),
+        ({"head_dim": 264}, "264 is more than 256"),
+        ({"num_heads": 7}, "evenly"),
+    ],
+)
+def test_attention_says_what_it_supports(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], reason: str) -> None:
+    (backend,) = platform(monkeypatch).attention()
+    support = backend.supports(replace(QUERY, **change))
+    assert bool(support) == (not reason) and reason in support.reason

@@ -1,0 +1,24 @@
+"""The plugin of the `fakegraph` test platform."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from core.hookspecs import hookimpl
+from core.platform import Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
+
+
+@hookimpl
+def plugin_info() -> PluginInfo:
+    return PluginInfo(name="fakegraph", vendor="tests", version="0.1", api=(0, 1), experimental=True)
+
+
+@hookimpl
+def probe(env: ProbeEnv) -> ProbeResult:
+    return ProbeResult(state="AVAILABLE", reason="runs anywhere")
+
+
+@hookimpl
+def create_platform(ctx: PlatformContext) -> Platform:
+    platform: Platform = import_module("fakegraph_platform").FakeGraphPlatform()
+    return platform
