@@ -1,0 +1,340 @@
+"""What a frontend holds of the engine: requests go in, deltas come out, and a new engine takes over unnoticed.
+
+Torch-free. The client keeps each live request with the tokens that it has emitted. When an engine dies, the
+supervisor brings up another; the client gives it every live request again with those tokens, and since a token
+depends on the request's seed and position only, the streams go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from core.config import Config
+from core.engine.messages import (
+    Abort,
+    Deltas,
+    EngineStatus,
+    FromEngine,
+    GetStats,
+    Hello,
+    Rejected,
+    StateChange,
+    Stats,
+    Submit,
+    encode,
+    request_error,
+)
+from core.errors import EngineDead, InvalidRequest, QueueFull
+from core.logs import get_logger
+from core.types import EngineRequest, EngineStats, FinishReason, RequestDelta
+
+#: A request that was running in this many engines when they died is taken for the cause, and not given to another.
+MAX_DEATHS = 3
+
+log = get_logger("client")
+
+
+class EngineClient(abc.ABC):
+    """An engine, wherever it runs. Used from one event loop."""
+
+    config: Config  # once ready, as the platform's plan left it
+
+    @property
+    @abc.abstractmethod
+    def status(self) -> EngineStatus:
+        """How the engine is now."""
+
+    @abc.abstractmethod
+    async def wait_ready(self) -> None:
+        """Return when requests are served. Raises EngineDead if the engine failed for good."""
+
+    @abc.abstractmethod
+    def generate(self, request: EngineRequest) -> AsyncGenerator[RequestDelta, None]:
+        """Deltas until one with a finish reason. An async generator: closing it aborts the request.
+
+        `request.request_id` is unique over all requests of the server, those that have ended included.
+        Raises the RequestError that the engine refused the request with, and EngineDead. A request that was
+        running in several engines when they died ends with finish reason `error`.
+        """
+
+    @abc.abstractmethod
+    async def abort(self, request_id: str) -> None:
+        """End a request with finish reason `abort`. One that is not running is ignored: it may just have ended."""
+
+    @abc.abstractmethod
+    async def stats(self) -> EngineStats:
+        """The engine's counters; waits for an engine that is loading. Raises EngineDead."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of the engine; what still runs for this client is aborted."""
+
+
+class _Stream:
+    """One live request: what was emitted of it, and deltas that its consumer has not taken yet."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        self.request = request
+        self.emitted = list(request.output_token_ids)
+        self.deaths = 0  # engines that died while they had this request
+        self.submitted = False  # to the engine that runs now
+        self.finished = False
+        self._deltas: deque[RequestDelta] = deque()
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, delta: RequestDelta) -> None:
+        self.emitted += delta.token_ids
+        self.finished = delta.finish_reason is not None
+        self._deltas.append(delta)
+        self._wake()
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        self.push(RequestDelta(self.request.request_id, [], reason, error=error))
+
+    def fail(self, error: Exception) -> None:
+        self.finished = True
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> RequestDelta:
+        while not self._deltas:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._deltas.popleft()
+
+    def resumed(self) -> EngineRequest:
+        """The request as another engine has to be given it."""
+        return msgspec.structs.replace(self.request, output_token_ids=list(self.emitted))
+
+
+class ZmqEngineClient(EngineClient):
+    """An engine in another process, under the supervisor at `control_endpoint`; it need not be ready yet.
+
+    Made inside a running event loop.
+    """
+
+    def __init__(self, control_endpoint: str, config: Config) -> None:
+        self.config = config
+        self._status = EngineStatus()
+        self._changed = asyncio.Event()  # replaced at each change of state
+        self._streams: dict[str, _Stream] = {}
+        self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._incarnation = 0  # of the engine that `_engine` is connected to
+        self._context = zmq.asyncio.Context()
+        self._engine: zmq.asyncio.Socket | None = None
+        self._engine_task: asyncio.Task[None] | None = None
+        self._control = _dealer(self._context, control_endpoint)
+        self._control.send(encode(Hello(os.getpid())))
+        self._control_task = self._keep(self._follow_supervisor())
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    async def wait_ready(self) -> None:
+        while self._engine is None:
+            self._check_alive()
+            await self._changed.wait()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestDelta, None]:
+        stream = self._open(request)
+        try:
+            while True:
+                delta = await stream.next()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._close_stream(stream)
+
+    async def abort(self, request_id: str) -> None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None and not stream.finished:
+            self._tell_abort(stream)
+            stream.end("abort")
+
+    async def stats(self) -> EngineStats:
+        self._check_alive()
+        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        if self._engine is not None and len(self._stats_waiters) == 1:
+            self._send(GetStats())
+        try:
+            return await waiter
+        finally:
+            if waiter in self._stats_waiters:
+                self._stats_waiters.remove(waiter)
+
+    async def close(self) -> None:
+        for request_id in list(self._streams):
+            await self.abort(request_id)
+        tasks = [task for task in (self._control_task, self._engine_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Aborts that were just sent get a moment to leave.
+        self._context.destroy(linger=200)
+
+    # --- requests ---
+
+    def _open(self, request: EngineRequest) -> _Stream:
+        self._check_alive()
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"request_id: {request.request_id!r} is already running", param="request_id")
+        stream = _Stream(request)
+        self._streams[request.request_id] = stream
+        self._submit(stream)
+        return stream
+
+    def _submit(self, stream: _Stream) -> None:
+        """Give a live request to the engine that runs now, if one does; the next engine gets it otherwise."""
+        if self._engine is None or stream.finished or stream.submitted:
+            return
+        max_tokens = stream.request.params.max_tokens
+        if max_tokens is not None and len(stream.emitted) >= max_tokens:
+            stream.end("length")  # only its last word was lost
+            return
+        stream.submitted = True
+        self._send(Submit(stream.resumed()))
+
+    def _close_stream(self, stream: _Stream) -> None:
+        request_id = stream.request.request_id
+        if self._streams.get(request_id) is stream:
+            del self._streams[request_id]
+            if not stream.finished:
+                stream.finished = True
+                self._tell_abort(stream)
+
+    def _tell_abort(self, stream: _Stream) -> None:
+        if stream.submitted and self._engine is not None:
+            self._send(Abort(stream.request.request_id))
+
+    def _check_alive(self) -> None:
+        if self._status.state == "failed":
+            raise EngineDead(self._status.message)
+
+    def _send(self, message: Submit | Abort | GetStats) -> None:
+        # Without a high-water mark a send never waits, so the future is done already.
+        assert self._engine is not None
+        self._engine.send(encode(message))
+
+    # --- what the engine says ---
+
+    async def _read_engine(self, engine: zmq.asyncio.Socket) -> None:
+        decoder = msgspec.msgpack.Decoder(FromEngine)
+        while True:
+            message = decoder.decode(await engine.recv())
+            if isinstance(message, Deltas):
+                self._deliver(message.deltas)
+            elif isinstance(message, Rejected):
+                self._refuse(message)
+            else:
+                self._answer(message)
+
+    def _deliver(self, deltas: list[RequestDelta]) -> None:
+        for delta in deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is not None and not stream.finished:
+                stream.push(delta)
+
+    def _refuse(self, rejected: Rejected) -> None:
+        stream = self._streams.get(rejected.request_id)
+        if stream is None or stream.finished:
+            return
+        error = request_error(rejected)
+        if isinstance(error, QueueFull) and stream.deaths:
+            # It was accepted once: that a new engine is given everything at once must not cost it its place.
+            stream.submitted = False
+            asyncio.get_running_loop().call_later(error.retry_after_s, self._submit, stream)
+        else:
+            stream.fail(error)
+
+    def _answer(self, message: Stats) -> None:
+        waiters, self._stats_waiters = self._stats_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(message.stats)
+
+    # --- what the supervisor says ---
+
+    async def _follow_supervisor(self) -> None:
+        decoder = msgspec.msgpack.Decoder(StateChange)
+        while True:
+            change = decoder.decode(await self._control.recv())
+            self._status = change.status
+            if self._engine is not None and (change.endpoint is None or change.incarnation != self._incarnation):
+                self._lose_engine()
+            if change.endpoint is not None and self._engine is None:
+                self._take_engine(change, change.endpoint)
+            if change.status.state == "failed":
+                self._fail_all(EngineDead(change.status.message))
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _take_engine(self, change: StateChange, endpoint: str) -> None:
+        self.config = change.config or self.config
+        self._incarnation = change.incarnation
+        self._engine = _dealer(self._context, endpoint)
+        self._engine_task = self._keep(self._read_engine(self._engine))
+        for stream in list(self._streams.values()):
+            self._submit(stream)
+        if self._stats_waiters:
+            self._send(GetStats())
+
+    def _lose_engine(self) -> None:
+        assert self._engine is not None and self._engine_task is not None
+        self._engine_task.cancel()
+        self._engine.close(linger=0)
+        self._engine = self._engine_task = None
+        for stream in self._streams.values():
+            if stream.submitted and not stream.finished:
+                stream.submitted = False
+                stream.deaths += 1
+                if stream.deaths >= MAX_DEATHS:
+                    stream.end("error", f"{stream.deaths} engines died while they were running this request")
+                    log.error("request given up", request_id=stream.request.request_id, deaths=stream.deaths)
+
+    def _keep(self, reader: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(reader)
+        task.add_done_callback(self._on_reader_end)
+        return task
+
+    def _on_reader_end(self, task: asyncio.Task[None]) -> None:
+        """A reader ends by being cancelled; if it failed, nobody must wait for what it would have read."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the engine's client failed", exc_info=error)
+            self._fail_all(EngineDead(f"the connection to the engine failed: {error}"))
+
+    def _fail_all(self, error: EngineDead) -> None:
+        for stream in self._streams.values():
+            if not stream.finished:
+                stream.fail(error)
+        for waiter in self._stats_waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._stats_waiters.clear()
+
+
+def _dealer(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
+    """A socket that never blocks: what it holds is bounded by the requests that are running."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(endpoint)
+    return socket
