@@ -6,7 +6,9 @@ A new platform returns these and replaces them one by one with what it does bett
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ from core.types import DType
 #: Bytes from which an allocation is first held against what is free. Asking costs about a millisecond, and hosts
 #: that overcommit kill a process that takes too much where torch would have raised.
 _CHECKED_FROM = 16 << 20
+
+
+#: Bytes from which host memory is mapped for a tensor alone: two huge pages of most systems.
+_MAPPED_FROM = 4 << 20
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -54,13 +60,18 @@ class TorchMemory(MemoryBackend):
         return math.prod(shape) * dtype.itemsize
 
     def alloc(self, shape: Sequence[int], dtype: DType, usage: str) -> Tensor:
-        """A zeroed tensor. Every byte is touched here, so that memory that is not there fails here and not later."""
+        """A zeroed tensor. On the host a large one comes from the system as it is first written, in huge pages where
+        there are any: a KV cache of gigabytes costs nothing to start with.
+        """
         size = self.alloc_size(shape, dtype)
         if size >= _CHECKED_FROM and size > (free := self.info().free):
             raise OutOfDeviceMemory(f"{usage}: {size} bytes are wanted for {list(shape)} {dtype} and {free} are free")
         try:
-            handle = torch.zeros(tuple(shape), dtype=torch_dtype(dtype), device=self._device)
-        except RuntimeError as error:  # torch's out-of-memory errors are these
+            if self._device.type == "cpu" and size >= _MAPPED_FROM:
+                handle = _mapped(size).view(torch_dtype(dtype)).view(tuple(shape))
+            else:
+                handle = torch.zeros(tuple(shape), dtype=torch_dtype(dtype), device=self._device)
+        except (RuntimeError, OSError) as error:  # torch's out-of-memory errors are the former
             raise OutOfDeviceMemory(f"{usage}: {size} bytes for {list(shape)} {dtype}: {error}") from error
         self._held[id(handle)] = (handle, usage)
         return handle
@@ -87,6 +98,15 @@ class TorchMemory(MemoryBackend):
         for tensor, usage in self._held.values():
             totals[usage] = totals.get(usage, 0) + tensor.nbytes
         return totals
+
+
+def _mapped(size: int) -> Tensor:
+    """A uint8 tensor [size] over anonymous memory, which goes when the tensor goes."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class ReferenceKernels(KernelTable):

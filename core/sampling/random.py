@@ -14,14 +14,27 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 U64 = npt.NDArray[np.uint64]
 
 
-def uniforms(
-    seeds: npt.NDArray[np.int64], choices: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) with 53 random bits for each key."""
-    state = _mix(seeds.astype(np.uint64))
-    state = _mix(state + choices.astype(np.uint64))
-    state = _mix(state + positions.astype(np.uint64))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def gumbels(seed: int, choice: int, position: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise for one position, a number for each token id (Gumbel 1954; Maddison et al. 2014).
+
+    The token with the largest sum of logit and noise is a draw from the softmax. Unlike an inverted cumulative
+    distribution, that token changes only where the two best sums change places: rounding elsewhere in the vocabulary,
+    as when a request is resumed and its KV computed in other batches, leaves it alone.
+    """
+    return -np.log(-np.log(uniforms(_key(seed, choice, position), token_ids)))
+
+
+def uniforms(key: np.uint64, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Numbers in (0, 1), never either end, with 53 random bits for each counter."""
+    bits = _mix(key + counters.astype(np.uint64) * _GOLDEN)
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _key(*parts: int) -> np.uint64:
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = _mix(state + np.uint64(part % 2**64))
+    return np.uint64(state[0])
 
 
 def _mix(x: U64) -> U64:

@@ -12,15 +12,14 @@ from torch import Tensor
 from core.sampling.batch import SamplingBatch
 from core.sampling.logprobs import token_logprobs
 from core.sampling.penalties import adjust_logits
-from core.sampling.random import uniforms
+from core.sampling.random import gumbels
 from core.types import SamplingParams, TokenLogprobs
 
 
 class Sampler:
     """Greedy, or a draw from the distribution that temperature, top-k, top-p and min-p leave.
 
-    A draw inverts the cumulative distribution at one counter-based number, so a sequence's token does not depend
-    on its neighbours in the batch.
+    A draw depends on the logits and on (seed, choice, position), not on the neighbours in the batch.
     """
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
@@ -31,12 +30,9 @@ class Sampler:
         adjusted = logits.clone()
         adjust_logits(adjusted, batch, self._eos_token_ids)
         tokens = greedy(adjusted)
-        drawn = np.array([i for i, params in enumerate(batch.params) if not params.greedy], np.int64)
-        if len(drawn):
-            params = [batch.params[i] for i in drawn]
-            seeds = np.array([p.seed for p in params], np.int64)
-            numbers = uniforms(seeds, batch.choice[drawn], batch.num_tokens[drawn])
-            tokens[drawn] = draw(adjusted[torch.from_numpy(drawn)], params, numbers)
+        for i, params in enumerate(batch.params):
+            if not params.greedy:
+                tokens[i] = draw(adjusted[i], params, int(batch.choice[i]), int(batch.num_tokens[i]))
         logprobs = {
             i: token_logprobs(logits[i], int(tokens[i]), params.logprobs)
             for i, params in enumerate(batch.params)
@@ -51,29 +47,28 @@ def greedy(logits: Tensor) -> npt.NDArray[np.int64]:
     return tokens
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """A token of each row of logits [n, vocab] by its number in [0, 1)."""
-    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
-    probabilities = torch.softmax(logits / temperature[:, None], -1)
-    keep_likely(probabilities, params)
-    cumulative = probabilities.double().cumsum(-1)
-    targets = torch.from_numpy(numbers)[:, None] * cumulative[:, -1:]
-    # `right`: a token of probability zero is never the first to exceed the target.
-    tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    last = logits.shape[-1] - 1
-    result: npt.NDArray[np.int64] = tokens.clamp_(max=last).numpy()
-    return result
+def draw(logits: Tensor, params: SamplingParams, choice: int, position: int) -> int:
+    """A token of one row of logits [vocab], for the place `position` of choice `choice`."""
+    assert params.seed is not None, "a request gets a seed at admission"
+    scaled = logits / params.temperature
+    candidates = likely(scaled, params)
+    noise = gumbels(params.seed, choice, position, candidates.numpy())
+    return int(candidates[int((scaled[candidates].double().numpy() + noise).argmax())])
 
 
-def keep_likely(probabilities: Tensor, params: Sequence[SamplingParams]) -> None:
-    """Zero, in place, what min-p, top-k and then top-p leave out; tokens as likely as the last one kept stay."""
-    for row, p in zip(probabilities, params, strict=True):
-        if p.min_p > 0.0:
-            row[row < p.min_p * row.max()] = 0.0
-        if 0 < p.top_k < len(row):
-            row[row < row.topk(p.top_k).values[-1]] = 0.0
-        if p.top_p < 1.0:
-            row[row < _nucleus_threshold(row, p.top_p)] = 0.0
+def likely(scaled: Tensor, params: SamplingParams) -> Tensor:
+    """Indices of the tokens that min-p, top-k and then top-p leave; those as likely as the last one left stay too."""
+    every = torch.arange(len(scaled))
+    if params.min_p == 0.0 and not 0 < params.top_k < len(scaled) and params.top_p == 1.0:
+        return every
+    row = torch.softmax(scaled, -1)
+    if params.min_p > 0.0:
+        row[row < params.min_p * row.max()] = 0.0
+    if 0 < params.top_k < len(row):
+        row[row < row.topk(params.top_k).values[-1]] = 0.0
+    if params.top_p < 1.0:
+        row[row < _nucleus_threshold(row, params.top_p)] = 0.0
+    return every[row > 0.0]
 
 
 def _nucleus_threshold(row: Tensor, top_p: float) -> Tensor:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.penalties import adjust_logits
-from core.sampling.random import uniforms
-from core.sampling.sampler import Sampler, draw, keep_likely
+from core.sampling.random import gumbels, uniforms
+from core.sampling.sampler import Sampler, draw, likely
 from core.types import SamplingParams
 
 VOCAB = 50
@@ -37,64 +37,83 @@ def logits(n: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 class TestRandom:
+    @given(st.integers(0, 2**64 - 1), st.integers(0, 2**20))
+    def test_never_an_end_of_the_interval(self, key: int, counter: int) -> None:
+        number = float(uniforms(np.uint64(key), np.array([counter]))[0])
+        assert 0.0 < number < 1.0
+
     @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 127), st.integers(0, 2**20))
-    def test_in_range_and_a_function_of_the_key(self, seed: int, choice: int, position: int) -> None:
-        def number() -> float:
-            return float(uniforms(*(np.array([k], np.int64) for k in (seed, choice, position)))[0])
+    def test_a_function_of_the_key(self, seed: int, choice: int, position: int) -> None:
+        tokens = np.array([3, 1, 2])
+        noise = gumbels(seed, choice, position, tokens)
+        assert noise.tolist() == gumbels(seed, choice, position, tokens).tolist()
+        assert noise[1] == gumbels(seed, choice, position, np.array([1]))[0]
 
-        assert 0.0 <= number() < 1.0
-        assert number() == number()
-
-    def test_looks_uniform_over_each_part_of_the_key(self) -> None:
-        many, zero = np.arange(20_000, dtype=np.int64), np.zeros(20_000, np.int64)
-        for keys in ((many, zero, zero), (zero, many, zero), (zero, zero, many)):
-            counts = np.histogram(uniforms(*keys), bins=20, range=(0, 1))[0]
-            chi_squared = float(((counts - 1000) ** 2 / 1000).sum())
-            assert chi_squared < 45  # 19 degrees of freedom: p = 0.0007
+    def test_looks_random_over_each_part_of_the_key(self) -> None:
+        one = np.array([17])
+        series = {
+            "seed": [gumbels(i, 0, 0, one)[0] for i in range(10_000)],
+            "choice": [gumbels(5, i, 0, one)[0] for i in range(10_000)],
+            "position": [gumbels(5, 0, i, one)[0] for i in range(10_000)],
+            "token": gumbels(5, 0, 0, np.arange(10_000)),
+        }
+        for part, noise in series.items():
+            uniform = np.exp(-np.exp(-np.asarray(noise)))
+            counts = np.histogram(uniform, bins=20, range=(0, 1))[0]
+            assert float(((counts - 500) ** 2 / 500).sum()) < 45, part  # 19 degrees of freedom: p = 0.0007
+            assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.05, part
 
 
 class TestFilters:
     @settings(max_examples=60)
     @given(st.integers(0, 10**6), st.integers(1, VOCAB), st.floats(0.05, 1.0), st.floats(0.0, 0.9))
     def test_what_is_left_is_what_the_definitions_say(self, seed: int, top_k: int, top_p: float, min_p: float) -> None:
-        whole = torch.softmax(logits(seed=seed), -1)
-        kept = whole.clone()
-        keep_likely(kept, [SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p)])
-        order = whole[0].argsort(descending=True)
-        expected = [int(i) for i in order if whole[0, i] >= min_p * whole[0].max()][:top_k]
-        total, nucleus = sum(float(whole[0, i]) for i in expected), []
+        scaled = logits(seed=seed)[0]
+        whole = torch.softmax(scaled, -1)
+        found = set(likely(scaled, SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p)).tolist())
+        order = whole.argsort(descending=True)
+        expected = [int(i) for i in order if whole[i] >= min_p * whole.max()][:top_k]
+        total, nucleus = sum(float(whole[i]) for i in expected), []
         for token in expected:
-            if sum(float(whole[0, i]) for i in nucleus) < top_p * total - 1e-6:
+            if sum(float(whole[i]) for i in nucleus) < top_p * total - 1e-6:
                 nucleus.append(token)
-        found = set(kept[0].nonzero()[:, 0].tolist())
         assert set(nucleus) <= found
         assert len(found) <= len(nucleus) + 1  # a sum that is top_p to the last bit may fall either way
-        assert torch.equal(kept[0, list(found)], whole[0, list(found)])
 
     def test_tiny_top_p_leaves_the_best(self) -> None:
-        probabilities = torch.softmax(logits(), -1)
-        best = int(probabilities.argmax())
-        keep_likely(probabilities, [SamplingParams(top_p=1e-9)])
-        assert probabilities[0].nonzero()[:, 0].tolist() == [best]
+        scaled = logits()[0]
+        assert likely(scaled, SamplingParams(top_p=1e-9)).tolist() == [int(scaled.argmax())]
 
 
 class TestDraw:
-    def test_frequencies_are_the_probabilities(self) -> None:
+    @pytest.mark.parametrize("params", [{"temperature": 0.7}, {"temperature": 1.3, "top_k": 12}])
+    def test_frequencies_are_the_probabilities(self, params: dict[str, float]) -> None:
         n = 20_000
-        one = logits(seed=3)
-        numbers = uniforms(np.full(n, 9), np.zeros(n, np.int64), np.arange(n))
-        drawn = draw(one.expand(n, -1), [SamplingParams(temperature=0.7)] * n, numbers)
-        expected = torch.softmax(one[0] / 0.7, -1).numpy()
+        one, settled = logits(seed=3)[0], SamplingParams(seed=9, **params)  # type: ignore[arg-type]
+        drawn = [draw(one, settled, 0, position) for position in range(n)]
+        scaled = one / settled.temperature
+        expected = torch.zeros(VOCAB)
+        kept = likely(scaled, settled)
+        expected[kept] = torch.softmax(scaled[kept], -1)
         frequencies = np.bincount(drawn, minlength=VOCAB) / n
-        assert np.abs(frequencies - expected).max() < 0.012
+        assert np.abs(frequencies - expected.numpy()).max() < 0.012
 
     @given(st.integers(0, 10**6))
     def test_never_a_token_of_probability_zero(self, seed: int) -> None:
-        one = logits(seed=seed)
-        one[0, ::2] = float("-inf")
-        for number in (0.0, 0.5, np.nextafter(1.0, 0.0)):
-            (token,) = draw(one, [SamplingParams()], np.array([number]))
-            assert token % 2 == 1
+        one = logits(seed=seed)[0]
+        one[::2] = float("-inf")
+        assert draw(one, SamplingParams(seed=seed), 0, 0) % 2 == 1
+
+    def test_rounding_of_the_logits_seldom_matters(self) -> None:
+        """What float32 may change between a decode and a prefill of the same tokens moves hardly any draw."""
+        changed = 0
+        for position in range(300):
+            generator = torch.Generator().manual_seed(position)
+            one = torch.randn(20_000, generator=generator) * 2
+            nudged = one * (1 + 1e-6 * torch.randn(20_000, generator=generator))
+            params = SamplingParams(seed=1)
+            changed += draw(one, params, 0, position) != draw(nudged, params, 0, position)
+        assert changed <= 1
 
 
 class TestSampler:
