@@ -21,7 +21,6 @@ from core.types import DType
 GIB = 1 << 30
 
 Policy = Literal["fcfs", "priority"]
-UnknownFields = Literal["auto", "ignore", "warn", "error"]
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -249,16 +248,27 @@ def resolve(model: str | None, options: Options) -> Config:
             memory_bytes=parse_bytes("--kv-cache-memory", options.kv_cache_memory) if options.kv_cache_memory else None,
             enable_prefix_caching=options.enable_prefix_caching,
         ),
-        scheduler=SchedulerConfig(
-            max_num_seqs=options.max_num_seqs or 64,
-            max_num_batched_tokens=options.max_num_batched_tokens or 512,
-            max_model_len=max_model_len,
-            policy=options.scheduling_policy,
-            enable_chunked_prefill=options.enable_chunked_prefill,
-            max_queued_requests=options.max_queued_requests,
-        ),
+        scheduler=_scheduler(options, max_model_len),
         platform=PlatformConfig(op_fallback=options.op_fallback, compile=options.compile),
         parallel=ParallelConfig(tensor=options.tensor_parallel_size, pipeline=options.pipeline_parallel_size),
+    )
+
+
+def _scheduler(options: Options, max_model_len: int) -> SchedulerConfig:
+    """A step has room for a token of every request, and without chunked prefill for the longest prompt."""
+    seqs = options.max_num_seqs or 64
+    least = seqs if options.enable_chunked_prefill else max(seqs, max_model_len)
+    tokens = options.max_num_batched_tokens or max(512, least)
+    if tokens < least:
+        why = "--max-num-seqs" if tokens < seqs else "the longest prompt, which --no-enable-chunked-prefill keeps whole"
+        raise ConfigError("--max-num-batched-tokens", f"{tokens} is less than the {least} of {why}")
+    return SchedulerConfig(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        max_model_len=max_model_len,
+        policy=options.scheduling_policy,
+        enable_chunked_prefill=options.enable_chunked_prefill,
+        max_queued_requests=options.max_queued_requests,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -22,9 +23,13 @@ from core.engine.core import Engine
 from core.engine.input import InputProcessor
 from core.engine.output import Choice
 from core.errors import ConfigError, InvalidRequest
+from core.logs import get_logger
+from core.platform import MemoryPlan, Plan
 from core.progress import ProgressBar
 from core.tokenization import Tokenizer, load_tokenizer
 from core.types import EngineRequest, FinishReason, RequestDelta, SamplingParams, TokenLogprobs
+
+log = get_logger("llm")
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -62,7 +67,7 @@ class LLM:
         config = resolve(model, parsed)
         chosen = plugins.choose(parsed)
         with ProgressBar("loading", enabled=progress) as bar:
-            self._engine = Engine.build(config, chosen, bar.stage)
+            self._engine = Engine.build(config, chosen, bar.stage, _log_plan)
         self._progress = progress
         self._tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
         self._input = InputProcessor(self._engine.config, self._tokenizer)
@@ -179,6 +184,12 @@ class LLM:
         finally:
             for name in open_ids:
                 self._engine.abort(name)
+
+
+def _log_plan(plan: Plan, memory_plan: MemoryPlan) -> None:
+    for override in plan.overrides:
+        log.info("%s = %s: %s", override.option, override.value, override.reason)
+    log.info("memory plan", **asdict(memory_plan))
 
 
 def _append(job: RequestOutput, choice: Choice, delta: RequestDelta, request: EngineRequest) -> None:

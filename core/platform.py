@@ -7,6 +7,8 @@ executor in this process.
 
 Tensor handles are opaque to the core: it gets them from `MemoryBackend.alloc` and passes them to kernels. Only the
 default implementations, which are torch's, look inside.
+
+One file, longer than most: it is what a backend's author reads from top to bottom.
 """
 
 from __future__ import annotations

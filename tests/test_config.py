@@ -67,6 +67,15 @@ class TestResolve:
         with pytest.raises(ConfigError, match="max_model_len: 513 is more than the 512"):
             resolve(str(tiny_model("llama")), parse_options({"max_model_len": 513}))
 
+    def test_a_step_has_room_for_every_request(self, tiny_model: Callable[[str], Path]) -> None:
+        model = str(tiny_model("llama"))
+        assert resolve(model, parse_options({"max_num_seqs": 900})).scheduler.max_num_batched_tokens == 900
+        whole = resolve(model, parse_options({"enable_chunked_prefill": False, "max_num_seqs": 2}))
+        assert whole.scheduler.max_num_batched_tokens == 512
+        for options in ({"max_num_seqs": 33}, {"enable_chunked_prefill": False}):
+            with pytest.raises(ConfigError, match="--max-num-batched-tokens: 32 is less than"):
+                resolve(model, parse_options({**options, "max_num_batched_tokens": 32}))
+
     def test_a_chat_template_file_that_is_not_there(self, tiny_model: Callable[[str], Path]) -> None:
         with pytest.raises(ConfigError, match=r"--chat-template: cannot read 'none\.jinja'"):
             resolve(str(tiny_model("llama")), parse_options({"chat_template": "none.jinja"}))

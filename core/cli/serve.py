@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from core import logs, plugins
+from core import envs, logs, plugins
 from core.cli.options import add_engine_options, add_options, engine_options, given_options
 from core.config import resolve
 from core.engine.messages import EngineStatus, Planned
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         given_options(args, ServerOptions),
         given_options(args, ProcessOptions),
     )
+    for message in envs.unknown():
+        _say(f"warning: {message}")
     with listen(server.host, server.port) as listener:
         config = resolve(args.model, options)
         chosen = plugins.choose(options)
@@ -94,9 +96,14 @@ class Display:
         self._stage = status.stage
 
     def planned(self, planned: Planned) -> None:
-        """Show what the platform decided, and why."""
+        """Show what the platform decided, and why, and where the memory will go."""
         for override in planned.overrides:
             _say(f"{override.option} = {override.value}: {override.reason}")
+        sizes = planned.memory_plan
+        tokens = (sizes["num_blocks"] - 1) * sizes["block_size"]
+        parts = {"weights": "weights", "kv_cache": f"KV cache of {tokens:,} tokens", "activations": "activations"}
+        listed = ", ".join(f"{label} {_mebibytes(sizes[name])}" for name, label in parts.items())
+        _say(f"memory plan: {listed}; {_mebibytes(sizes['total'])} in all, {_mebibytes(sizes['free'])} free")
 
     def serving(self) -> None:
         """Show where to send requests, with one to try."""
@@ -145,6 +152,10 @@ def base_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _say(line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from core import plugins
@@ -19,6 +19,7 @@ from core.types import EngineRequest, EngineStats, RequestDelta, StepPlan
 log = get_logger("engine")
 
 Progress = Callable[[str, float], None]
+Planned = Callable[[Plan, MemoryPlan], None]
 
 
 class _Step(NamedTuple):
@@ -44,28 +45,23 @@ class Engine:
         self._steps = 0
 
     @classmethod
-    def build(cls, config: Config, chosen: ChosenPlatform, progress: Progress) -> Engine:
-        """Plan, load, size the KV cache, warm up. Gives everything back if that fails."""
+    def build(cls, config: Config, chosen: ChosenPlatform, progress: Progress, planned: Planned) -> Engine:
+        """Plan, say so, load, size the KV cache, warm up. Gives everything back if that fails."""
         platform = plugins.create(chosen)
-        try:
+        with ExitStack() as undo:
+            undo.callback(platform.close)
             plan = platform.plan(config)
             executor = platform.create_executor(plan)
-        except BaseException:
-            platform.close()
-            raise
-        try:
+            undo.callback(executor.shutdown)
             memory_plan = executor.plan_memory()
+            planned(plan, memory_plan)
             check_memory(memory_plan, plan.config)
-            progress(describe(memory_plan), 0.0)
             executor.load(progress)
-            blocks = min(memory_plan.num_blocks, executor.measure_kv_budget() // memory_plan.kv_block_bytes)
-            executor.allocate_kv(blocks)
-            scheduler = _scheduler(plan.config, executor, blocks)
+            num_blocks = _num_blocks(memory_plan, executor.measure_kv_budget())
+            executor.allocate_kv(num_blocks)
+            scheduler = _scheduler(plan.config, executor, num_blocks)
             executor.warmup(progress)
-        except BaseException:
-            executor.shutdown()
-            platform.close()
-            raise
+            undo.pop_all()
         return cls(platform, plan, memory_plan, executor, scheduler)
 
     # --- requests ---
@@ -122,9 +118,18 @@ class Engine:
     def shutdown(self) -> None:
         """End the executor and give the platform back. May be called twice."""
         self._in_flight.clear()
-        with suppress(Exception):
+        try:
             self._executor.shutdown()
-        self._platform.close()
+        finally:
+            self._platform.close()
+
+
+def _num_blocks(plan: MemoryPlan, budget: int) -> int:
+    """What was planned, or less where the device has less than it had then."""
+    blocks = min(plan.num_blocks, budget // plan.kv_block_bytes)
+    if blocks < plan.num_blocks:
+        log.warning("less memory than planned", blocks=blocks, planned=plan.num_blocks)
+    return blocks
 
 
 def _scheduler(config: Config, executor: Executor, num_blocks: int) -> Scheduler:
@@ -165,15 +170,6 @@ def check_memory(plan: MemoryPlan, config: Config) -> None:
             f"{gib(plan.kv_cache)} hold {held} tokens, one request of --max-model-len {config.scheduler.max_model_len} "
             f"takes {gib((longest + 1) * plan.kv_block_bytes)}; raise the one or lower the other",
         )
-
-
-def describe(plan: MemoryPlan) -> str:
-    """The plan in one line."""
-    tokens = (plan.num_blocks - 1) * plan.block_size
-    return (
-        f"memory plan: weights {gib(plan.weights)}, KV cache {gib(plan.kv_cache)} ({tokens:,} tokens), "
-        f"activations {gib(plan.activations + plan.inputs)}, {gib(plan.free)} free"
-    )
 
 
 def gib(count: int) -> str:

@@ -24,6 +24,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    error: str | None = None  # why, where the finish reason is `error`
 
 
 class TokenSource(Protocol):
@@ -68,6 +69,7 @@ class Choice:
             finish_reason=reason,
             stop_reason=stop if stop is not None else delta.stop_reason,
             num_cached_tokens=delta.num_cached_tokens,
+            error=delta.error,
         )
 
 

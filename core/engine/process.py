@@ -40,6 +40,7 @@ from core.engine.messages import (
     rejection,
 )
 from core.errors import CoreError, RequestError
+from core.platform import MemoryPlan, Plan
 from core.types import RequestDelta
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class Reports:
         while data:
             data = data[os.write(self._fd, data) :]
 
+    def planned(self, plan: Plan, memory_plan: MemoryPlan) -> None:
+        """Report what the platform decided, before anything is loaded."""
+        self.send(planned(plan, memory_plan))
+
     def progress(self, stage: str, fraction: float) -> None:
         """Report a step of the start-up, if it is a hundredth or more further than the last that was reported."""
         if stage != self._last.stage or fraction >= self._last.fraction + 0.01:
@@ -171,8 +176,7 @@ def run_engine(spec: EngineSpec) -> None:
     """Build the engine, say so, and serve until stdin is closed."""
 
     reports = Reports(spec.report_fd)
-    engine: Engine = load_name(spec.factory)(spec.config, spec.chosen, reports.progress)
-    reports.send(planned(engine.plan, engine.memory_plan))
+    engine: Engine = load_name(spec.factory)(spec.config, spec.chosen, reports.progress, reports.planned)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.linger = 0
         bind_private(socket, spec.endpoint)

@@ -27,7 +27,7 @@ class ChatTemplate:
     """
 
     def __init__(self, templates: str | Mapping[str, str], *, source: str = "chat template") -> None:
-        from core.tokenization.sandbox import compile_template  # jinja2 takes 60 ms to import  # noqa: PLC0415
+        from core.tokenization.sandbox import compile_template  # jinja2 takes 60 ms to import
 
         named = {"default": templates} if isinstance(templates, str) else dict(templates)
         if not named:

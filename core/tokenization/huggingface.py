@@ -35,7 +35,7 @@ def load_tokenizer(path: str, *, chat_template: str | None = None) -> Tokenizer:
     place = Path(path)
     override = None if chat_template is None else _given_template(chat_template)
     if place.suffix == ".gguf" and place.is_file():
-        from core.weights.gguf.header import read_gguf_metadata  # only GGUF needs it  # noqa: PLC0415
+        from core.weights.gguf.header import read_gguf_metadata  # only GGUF needs it
 
         return tokenizer_from_gguf(read_gguf_metadata(place), path, chat_template=override)
     if place.is_dir():

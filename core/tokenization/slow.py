@@ -16,7 +16,7 @@ def convert_slow(directory: Path) -> tokenizers.Tokenizer:
     """
     advice = "put a tokenizer.json into the directory, or name another with --tokenizer"
     try:
-        from transformers import AutoTokenizer  # imports torch: seconds  # noqa: PLC0415
+        from transformers import AutoTokenizer  # imports torch: seconds
     except ImportError as error:
         raise TokenizerError(f"{directory}: no tokenizer.json, and transformers is not installed; {advice}") from error
     try:

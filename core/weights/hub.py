@@ -26,7 +26,7 @@ def download_model(repo: str, revision: str | None, *, weights: bool) -> Path:
     `revision` is a branch, tag or commit; None is the main branch. Without `weights` only the description is fetched.
     Raises `ModelNotFound`, or `UnsupportedModel` for a repository without safetensors.
     """
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
 
     with _translated(repo, revision):
         patterns = _DESCRIPTION + _WEIGHTS if weights else _DESCRIPTION
@@ -38,7 +38,7 @@ def download_model(repo: str, revision: str | None, *, weights: bool) -> Path:
 
 def download_file(repo: str, name: str, revision: str | None) -> Path:
     """One file of a repository, fetched unless it is cached. Raises `ModelNotFound`."""
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+    from huggingface_hub import hf_hub_download
 
     with _translated(repo, revision):
         return Path(hf_hub_download(repo, name, revision=revision))
@@ -46,7 +46,7 @@ def download_file(repo: str, name: str, revision: str | None) -> Path:
 
 def _names(repo: str, revision: str | None) -> list[str]:
     """The repository's file names, for an error message."""
-    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub import HfApi
 
     with _translated(repo, revision):
         return sorted(HfApi().list_repo_files(repo, revision=revision))
@@ -70,7 +70,7 @@ def _not_a_model(repo: str, names: list[str]) -> ModelNotFound | UnsupportedMode
 @contextmanager
 def _translated(repo: str, revision: str | None) -> Iterator[None]:
     """The seam where the library's errors become ours."""
-    from huggingface_hub import constants, errors  # noqa: PLC0415
+    from huggingface_hub import constants, errors
 
     what = f"{repo} at revision {revision!r}" if revision else repo
     page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE

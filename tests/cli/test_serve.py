@@ -62,11 +62,20 @@ def test_the_start_up_is_told_in_lines(capsys: pytest.CaptureFixture[str]) -> No
         display.status(EngineStatus(state="loading", stage="loading weights", progress=percent / 100))
     display.status(EngineStatus(state="ready"))
     override = Override(option="--dtype", value="float32", reason="no bfloat16 units")
-    display.planned(Planned(CONFIG, (override,), {}))
+    sizes = {
+        "weights": 3 << 20,
+        "activations": 1 << 20,
+        "inputs": 0,
+        "kv_cache": 2 << 30,
+        "total": 3 << 30,
+        "free": 9 << 30,
+    }
+    display.planned(Planned(CONFIG, (override,), {**sizes, "num_blocks": 101, "block_size": 16}))
     display.serving()
     display.close()
     lines = capsys.readouterr().err.splitlines()
     assert lines.count("loading weights") == 1
     assert "--dtype = float32: no bfloat16 units" in lines
+    assert any("weights 3.0 MiB, KV cache of 1,600 tokens 2,048.0 MiB" in line for line in lines)
     assert any(" s: http://127.0.0.1:1/v1" in line for line in lines)
     assert any("curl http://127.0.0.1:1/v1/chat/completions" in line for line in lines)

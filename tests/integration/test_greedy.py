@@ -95,7 +95,7 @@ class TestTinyModels:
         together = tokens(plain, prompts)
         assert together[:8] == alone
 
-        chunked = engine(enable_prefix_caching=True, max_num_batched_tokens=24)
+        chunked = engine(enable_prefix_caching=True, max_num_batched_tokens=32)
         assert tokens(chunked, prompts) == together, "chunked prefill"
         hits = chunked.engine.stats().prefix_hits
         assert tokens(chunked, prompts) == together, "with the prefix cache hit"

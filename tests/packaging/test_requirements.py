@@ -97,8 +97,8 @@ def test_importing_core_loads_nothing_else() -> None:
 
 
 def test_lazy_names() -> None:
-    import core  # noqa: PLC0415 - the subject of the test
-    from core.types import SamplingParams  # noqa: PLC0415
+    import core
+    from core.types import SamplingParams
 
     assert core.SamplingParams is SamplingParams
     assert {"LLM", "SamplingParams", "__version__"} <= set(dir(core))

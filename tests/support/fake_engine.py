@@ -75,13 +75,21 @@ class FakeEngine:
         self._steps = 0
 
     @classmethod
-    def build(cls, config: Config, chosen: ChosenPlatform, progress: Callable[[str, float], None]) -> FakeEngine:
+    def build(
+        cls,
+        config: Config,
+        chosen: ChosenPlatform,
+        progress: Callable[[str, float], None],
+        planned: Callable[[Plan, MemoryPlan], None],
+    ) -> FakeEngine:
         """`log`: a file that gets the pid of each engine. `fail`: how the build fails, from the life `fail_from` on."""
         life = 1
         if log := chosen.options.get("log"):
             with Path(log).open("a") as file:
                 file.write(f"{os.getpid()}\n")
             life = len(Path(log).read_text().split())
+        engine = cls(config, chosen.options)
+        planned(engine.plan, engine.memory_plan)
         for percent in range(101):
             progress("loading", percent / 100)
         if life >= int(chosen.options.get("fail_from", "1")):
@@ -92,7 +100,7 @@ class FakeEngine:
                     os.kill(os.getpid(), signal.SIGSEGV)
                 case "hang":
                     time.sleep(600)
-        return cls(config, chosen.options)
+        return engine
 
     def add(self, request: EngineRequest) -> None:
         if not request.prompt_token_ids:

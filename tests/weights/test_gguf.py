@@ -248,8 +248,8 @@ def test_llama3_scaling_comes_back_out_of_its_divisors(write_gguf: WriteGGUF) ->
 
 
 def test_llama3_divisors_are_those_of_transformers() -> None:
-    from transformers import LlamaConfig  # noqa: PLC0415  # slow to import
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
+    from transformers import LlamaConfig  # slow to import
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaling = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     parameters = scaling | {"original_max_position_embeddings": 8192}

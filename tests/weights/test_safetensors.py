@@ -77,7 +77,7 @@ def test_a_tensor_that_is_not_there(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A tiny random Llama in at least three shards, as transformers saves it, and its tensors."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415  # slow to import
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
 
     torch.manual_seed(0)
     config = LlamaConfig(
