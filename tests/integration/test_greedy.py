@@ -9,15 +9,18 @@ from pathlib import Path
 import oracle
 import pytest
 import tiny_models
-import transformers
 
 from core import LLM, SamplingParams
 
 PROMPTS = 20
 TOKENS = 64
-TINY = sorted(tiny_models.FAMILIES)
-PLATFORMS = ["cpu", "static", "fakegraph"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+ROPE_AND_WINDOWS = sorted(set(tiny_models.FAMILIES) - set(FAMILIES))
+#: Each architecture on every platform; what differs only in the numbers of a layer, on one.
+CASES = [(family, platform) for family in FAMILIES for platform in ("cpu", "static", "fakegraph")]
+CASES += [(family, "cpu") for family in ROPE_AND_WINDOWS]
 
+SHORT = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
 
 TEXTS = [
@@ -54,26 +57,24 @@ def tokens(llm: LLM, prompts: list[list[int]], params: SamplingParams = GREEDY) 
     return [output.outputs[0].token_ids for output in llm.generate(prompts, params, progress=False)]
 
 
-@pytest.fixture(scope="module", params=TINY)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A family and a platform."""
+    family, platform = request.param
+    return family, platform
 
 
-@pytest.fixture(scope="module")
-def reference(family: str) -> transformers.PreTrainedModel:
-    return tiny_models.build(family)
-
-
-@pytest.fixture(params=PLATFORMS)
+@pytest.fixture
 def engine(
-    request: pytest.FixtureRequest, family: str, tiny_model: Callable[[str], Path], test_platforms: None
+    case: tuple[str, str], tiny_model: Callable[[str], Path], test_platforms: None
 ) -> Iterator[Callable[..., LLM]]:
-    """Makes engines of a family on a platform, and closes them."""
+    """Makes engines of the case, and closes them."""
+    family, platform = case
     made: list[LLM] = []
 
     def make(**options: object) -> LLM:
-        settings = {"platform": request.param, "dtype": "float32", "max_num_seqs": 32, "progress": False, **options}
-        made.append(LLM(str(tiny_model(family)), **settings))  # type: ignore[arg-type]
+        defaults = {"platform": platform, "dtype": "float32", "max_num_seqs": 32, "max_model_len": 160}
+        made.append(LLM(str(tiny_model(family)), progress=False, **{**defaults, **options}))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -82,7 +83,8 @@ def engine(
 
 
 class TestTinyModels:
-    def test_equals_transformers(self, engine: Callable[..., LLM], reference: transformers.PreTrainedModel) -> None:
+    def test_equals_transformers(self, engine: Callable[..., LLM], case: tuple[str, str]) -> None:
+        reference = tiny_models.build(case[0])
         prompts = random_prompts(0)
         for prompt, output in zip(prompts, tokens(engine(), prompts), strict=True):
             assert len(output) == TOKENS
@@ -91,24 +93,23 @@ class TestTinyModels:
     def test_batch_chunks_cache_and_preemption_change_nothing(self, engine: Callable[..., LLM]) -> None:
         prompts = random_prompts(1, count=32)
         plain = engine(enable_prefix_caching=False)
-        alone = [tokens(plain, [prompt])[0] for prompt in prompts[:8]]
-        together = tokens(plain, prompts)
+        alone = [tokens(plain, [prompt], SHORT)[0] for prompt in prompts[:8]]
+        together = tokens(plain, prompts, SHORT)
         assert together[:8] == alone
 
         chunked = engine(enable_prefix_caching=True, max_num_batched_tokens=32)
-        assert tokens(chunked, prompts) == together, "chunked prefill"
+        assert tokens(chunked, prompts, SHORT) == together, "chunked prefill"
         hits = chunked.engine.stats().prefix_hits
-        assert tokens(chunked, prompts) == together, "with the prefix cache hit"
+        assert tokens(chunked, prompts, SHORT) == together, "with the prefix cache hit"
         assert chunked.engine.stats().prefix_hits > hits
 
     def test_preemption_changes_nothing(self, engine: Callable[..., LLM]) -> None:
         prompts = random_prompts(2, count=16)
-        expected = tokens(engine(enable_prefix_caching=False), prompts)
-        roomy = engine(max_model_len=256)
-        plan = roomy.engine.memory_plan
-        blocks = 256 // plan.block_size + 4
-        scarce = engine(max_model_len=256, kv_cache_memory=f"{blocks * plan.kv_block_bytes}B")
-        assert tokens(scarce, prompts) == expected
+        expected = tokens(engine(enable_prefix_caching=False), prompts, SHORT)
+        plan = engine().engine.memory_plan
+        blocks = 160 // plan.block_size + 4
+        scarce = engine(kv_cache_memory=f"{blocks * plan.kv_block_bytes}B")
+        assert tokens(scarce, prompts, SHORT) == expected
         assert scarce.engine.stats().preemptions > 0
 
     def test_choices_share_a_prompt(self, engine: Callable[..., LLM]) -> None:
@@ -122,31 +123,32 @@ class TestTinyModels:
         assert [c.token_ids for c in again.outputs] == [c.token_ids for c in together.outputs]
 
 
+@pytest.fixture(scope="module")
+def smollm2(demo_model: str) -> Iterator[LLM]:
+    with LLM(demo_model, dtype="float32", max_model_len=1024, max_num_seqs=32, progress=False) as made:
+        yield made
+
+
 @pytest.mark.slow
 class TestSmolLM2:
-    @pytest.fixture(scope="class")
-    def llm(self, demo_model: str) -> Iterator[LLM]:
-        with LLM(demo_model, dtype="float32", max_model_len=1024, max_num_seqs=32, progress=False) as made:
-            yield made
-
-    def test_equals_transformers(self, llm: LLM, demo_model: str) -> None:
+    def test_equals_transformers(self, smollm2: LLM, demo_model: str) -> None:
         model = oracle.gguf_llama(demo_model)
-        for output in llm.generate(TEXTS, GREEDY, progress=False):
+        for output in smollm2.generate(TEXTS, GREEDY, progress=False):
             assert len(output.outputs[0].token_ids) == TOKENS
             oracle.assert_greedy(model, output.prompt_token_ids, output.outputs[0].token_ids)
 
-    def test_alone_equals_together(self, llm: LLM) -> None:
-        together = llm.generate(TEXTS, GREEDY, progress=False)
+    def test_alone_equals_together(self, smollm2: LLM) -> None:
+        together = smollm2.generate(TEXTS, GREEDY, progress=False)
         for text, output in list(zip(TEXTS, together, strict=True))[:4]:
-            (alone,) = llm.generate([text], GREEDY, progress=False)
+            (alone,) = smollm2.generate([text], GREEDY, progress=False)
             assert alone.outputs[0].token_ids == output.outputs[0].token_ids
 
     @pytest.mark.parametrize("platform", ["static", "fakegraph"])
     def test_other_platforms_give_the_same(
-        self, llm: LLM, demo_model: str, platform: str, test_platforms: None
+        self, smollm2: LLM, demo_model: str, platform: str, test_platforms: None
     ) -> None:
         short = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
-        expected = [output.outputs[0].token_ids for output in llm.generate(TEXTS, short, progress=False)]
+        expected = [output.outputs[0].token_ids for output in smollm2.generate(TEXTS, short, progress=False)]
         options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "progress": False}
         with LLM(demo_model, platform=platform, **options) as other:  # type: ignore[arg-type]
             outputs = other.generate(TEXTS, short, progress=False)
