@@ -15,6 +15,9 @@ import tiny_models
 
 from core.weights.source import default_model
 
+# What several folders' tests are made of: its asserts shall explain themselves as well.
+pytest.register_assert_rewrite("openai_sdk", "real_server")
+
 PLATFORMS = Path(__file__).parent / "platforms"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,17 +37,25 @@ def spread(name: str, values: Sequence[float]) -> Figures:
     return {f"{name}_mean": statistics.fmean(values), **percentiles}
 
 
+def machine() -> str:
+    """Where this runs."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}, {python}"
+
+
 def show(title: str, figures: Figures) -> None:
-    """A table on standard output; names that end in `_s` or have a percentile are seconds, shown as milliseconds."""
-    table = Table("figure", "value", title=title, box=None, header_style="bold", title_justify="left")
+    """A table on standard output; what `spread` made is in seconds, and shown as milliseconds."""
+    table = Table("figure", "value", box=None, header_style="bold")
     table.columns[1].justify = "right"
     for name, value in figures.items():
         if isinstance(value, float):
             seconds = name.rpartition("_")[2] in ("mean", *(f"p{percent}" for percent in PERCENTILES))
             table.add_row(name, f"{value * 1e3:,.2f} ms" if seconds else f"{value:,.2f}")
-        else:
+        elif value is not None:
             table.add_row(name, str(value))
-    Console().print(table)
+    console = Console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
 
 
 def save(path: str, row: Figures) -> None:

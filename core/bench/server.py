@@ -40,10 +40,16 @@ class ServerProcess:
             _HOST,
             "--port",
             str(self.port),
+            "--no-log-requests",
         ]
         self.started = time.perf_counter()
         # Its words go to our standard error: standard output is for the figures.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=_STDERR)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the supervisor."""
+        return self._process.pid
 
     def wait_ready(self, timeout: float) -> None:
         """Return when /readyz says 200. Raises ServerDidNotStart."""

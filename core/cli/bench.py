@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from core.bench import load, server
-from core.bench.figures import Figures, save, show
+from core.bench.figures import Figures, machine, save, show
 from core.cli.options import add_engine_options, engine_options, flag
 from core.config import Options
 from core.progress import ProgressBar
@@ -86,9 +86,9 @@ def _rate(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Measure, show, save. Returns 1 where a request failed. Raises CoreError."""
     figures = args.measure(args)
-    show(f"{args.kind} {args.label}".strip(), figures)
+    show(f"{args.kind} {args.label}".strip() + f" on {machine()}", figures)
     if args.json:
-        save(args.json, {"bench": args.kind, "label": args.label, "model": args.model, **figures})
+        save(args.json, {"bench": args.kind, "label": args.label, "machine": machine(), "model": args.model, **figures})
     return 1 if figures.get("errors") else 0
 
 
@@ -150,7 +150,14 @@ def _serve(args: argparse.Namespace) -> Figures:
 
         figures = asyncio.run(load.run(url, args.served_model, workload, done))
     loop = {"rate": args.rate} if args.rate else {"concurrency": args.concurrency}
-    return {**loop, "input_words": args.input_words, "shared_prefix_words": args.shared_prefix_words, **figures}
+    asked = {
+        "url": url,
+        **loop,
+        "input_words": args.input_words,
+        "shared_prefix_words": args.shared_prefix_words,
+        "output_tokens_each": args.output_tokens,
+    }
+    return {**asked, **figures}
 
 
 def _startup(args: argparse.Namespace) -> Figures:

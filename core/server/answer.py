@@ -13,7 +13,7 @@ from aiohttp import web
 from core.engine.output import ChoiceDelta
 from core.errors import InvalidRequest
 from core.server.errors import REQUEST_ID
-from core.server.generation import Batch, Generation, joined
+from core.server.generation import GENERATION, Batch, Generation, joined
 from core.server.protocol import GenerationRequest, StreamOptions
 from core.server.responses import Response
 from core.server.sse import ChunkWriter
@@ -42,6 +42,7 @@ async def answer(
     request: web.Request, body: GenerationRequest, generation: Generation, form: ChoiceFormat
 ) -> web.StreamResponse:
     """Run the request and answer it the way it asked for."""
+    request[GENERATION] = generation
     if body.stream:
         return await _stream(request, body.stream_options or StreamOptions(), generation, form)
     if body.stream_options is not None:

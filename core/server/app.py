@@ -16,6 +16,7 @@ from core.config import Config
 from core.engine.client import EngineClient, ZmqEngineClient
 from core.logs import get_logger
 from core.metrics import PrometheusMetrics
+from core.server.access import access_middleware
 from core.server.errors import Handler, add_headers, errors_middleware, unauthorized
 from core.server.options import ServerOptions
 from core.server.routes import ROUTES
@@ -24,14 +25,13 @@ from core.tokenization import Tokenizer, load_tokenizer
 
 log = get_logger("server")
 
-#: Seconds that a frontend lets its requests finish: in effect no limit, which is the supervisor's to set.
-_DRAIN_LIMIT = 86_400.0
 _BACKLOG = 1024
 
 
 def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOptions) -> web.Application:
     """OpenAI's API in front of an engine. Serve it with `handler_cancellation`: a client that leaves ends its request."""
-    app = web.Application(middlewares=[errors_middleware, _authorize], client_max_size=options.max_body_bytes)
+    middlewares = [access_middleware, errors_middleware, _authorize]
+    app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
     app[STATE] = ServerState(client, tokenizer, options, PrometheusMetrics(client.config.model.name))
     app.on_response_prepare.append(add_headers)
     app.add_routes(ROUTES)
@@ -51,9 +51,10 @@ async def _authorize(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 def run_frontend(config: Config, options: ServerOptions, listen_fd: int, control_endpoint: str) -> None:
-    """Serve HTTP on an inherited listening socket until SIGTERM, then finish the running requests.
+    """Serve HTTP on an inherited listening socket until SIGTERM, then finish the running requests and refuse new ones.
 
-    A second SIGTERM ends at once. Raises TokenizerError; the engine need not be ready yet.
+    Another SIGTERM changes nothing: a service manager sends it to every process, and the supervisor, which ends what
+    takes too long, sends its own. Raises TokenizerError; the engine need not be ready yet.
     """
     if not options.api_key and (key := envs.read().api_key):
         options = msgspec.structs.replace(options, api_key=(key,))
@@ -67,20 +68,13 @@ async def _serve(config: Config, options: ServerOptions, listen_fd: int, control
     client = ZmqEngineClient(control_endpoint, config)
     tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
     app = create_app(client, tokenizer, options)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_DRAIN_LIMIT)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.SockSite(runner, socket.socket(fileno=listen_fd), backlog=_BACKLOG).start()
     await stop.wait()
-    stop.clear()
     app[STATE].draining = True
     log.info("draining")
-    drained = asyncio.create_task(runner.cleanup())
-    told_again = asyncio.create_task(stop.wait())
-    await asyncio.wait({drained, told_again}, return_when=asyncio.FIRST_COMPLETED)
-    told_again.cancel()
-    if drained.done():
-        await drained
-    else:
-        drained.cancel()
-        log.warning("ended with requests running")
+    # The socket stays open meanwhile: other processes hold it too, so who came now would wait for ever unanswered.
+    await app[STATE].wait_idle()
+    await runner.cleanup()
     await client.close()

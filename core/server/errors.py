@@ -20,6 +20,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID = web.RequestKey("request_id", str)
 IGNORED_FIELDS: web.RequestKey[list[str]] = web.RequestKey("ignored_fields", list)
+#: Status in the log when the client has gone before its answer (nginx has it too); nobody receives it.
+CLIENT_LEFT = 499
 _PLAIN_ID = re.compile(r"[!-~]{1,128}")
 #: Names in `x-core-ignored-fields`: what is beyond these is counted, not named, so that the header stays short.
 _MOST_NAMED = 20
@@ -106,7 +108,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
             raise
         return _http_error(request, error)
     except ConnectionError:
-        raise  # the client has gone away; nobody is left to answer
+        # The client has gone away. aiohttp would log what is raised here; what is returned it drops without a word.
+        return web.Response(status=CLIENT_LEFT)
     except Exception as error:
         return error_response(error, request[REQUEST_ID])
 

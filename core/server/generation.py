@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from aiohttp import web
+
 from core.engine import output
 from core.engine.output import ChoiceDelta
 from core.errors import DeadlineExceeded
@@ -35,6 +37,7 @@ def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
+        error=last.error,
     )
 
 
@@ -129,7 +132,9 @@ class Generation:
         if delta.finish_reason is not None:
             metrics.finished(self._finished(choice, delta.finish_reason, now))
         if delta.finish_reason == "error":
-            raise EngineFailure("the engine could not go on with this request; the server's log says why")
+            raise EngineFailure(
+                delta.error or "the engine could not go on with this request; the server's log says why"
+            )
         if delta.finish_reason == "deadline" and not any(each.tokens for each in self._choices):
             raise DeadlineExceeded("deadline_ms: it passed before the first token", param="deadline_ms")
 
@@ -143,6 +148,11 @@ class Generation:
             seconds_per_token=decode_time / (choice.tokens - 1) if choice.tokens > 1 else None,
         )
 
+    def first_token_seconds(self) -> float | None:
+        """From arrival to the first token of any choice; None before that."""
+        times = [choice.first_token_time for choice in self._choices if choice.tokens]
+        return min(times) - self.arrival if times else None
+
     def usage(self) -> Usage:
         """Token counts so far. A prompt counts once, however many choices it has."""
         firsts = [
@@ -152,3 +162,7 @@ class Generation:
         completion_tokens = sum(choice.tokens for choice in self._choices)
         cached = PromptTokensDetails(sum(choice.cached_tokens for choice in firsts))
         return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, cached)
+
+
+#: On an HTTP request: what it became, once it was admitted.
+GENERATION = web.RequestKey("generation", Generation)

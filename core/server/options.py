@@ -24,3 +24,4 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="unknown request fields; auto: refuse misspelt ones, ignore others and name them in a header"),
     ] = "auto"
     max_body_bytes: Annotated[int, Meta(ge=1, description="longest request body; longer ones get HTTP 413")] = 8 << 20
+    log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -28,6 +31,11 @@ class ServerState:
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def __post_init__(self) -> None:
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
     @property
     def model(self) -> str:
         """The name clients use."""
@@ -42,6 +50,22 @@ class ServerState:
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: equal ones give equal answers to equal seeded requests."""
         return f"core-{core.__version__}-{self.client.config.model.fingerprint[:8]}"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A request runs inside."""
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return when no request is running."""
+        await self._idle.wait()
 
     def check_model(self, name: str | None) -> None:
         """Raises NotFound when a client asks for a model that is not served here; naming none is fine."""

@@ -56,6 +56,7 @@ def test_serve(server: Any, loop: list[str], tmp_path: Path) -> None:
     figures = json.loads(saved.read_text())
     assert (figures["bench"], figures["label"], figures["requests"], figures["errors"]) == ("serve", "here", 7, 0)
     assert figures["output_tokens"] == 28 and figures["input_tokens"] > 7 * 5
+    assert figures["url"] == server.url and figures["output_tokens_each"] == 4 and "CPUs" in figures["machine"]
     assert figures["ttft_p50"] <= figures["e2e_p50"] and figures["itl_p50"] <= figures["itl_p99"]
     assert len(server.engine.requests) == 7 + 2
 

@@ -9,9 +9,11 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from core.errors import EngineDead, QueueFull
 from core.server.options import ServerOptions
+from core.server.sse import ChunkWriter
 
 COMPLETION = {"prompt": "say", "max_tokens": 100}
 CHAT = {"messages": [{"role": "user", "content": "say"}], "max_tokens": 100}
@@ -206,15 +208,60 @@ async def test_deadline_before_the_first_token(server: Any, stream: bool) -> Non
 
 
 async def test_engine_gives_up_a_request(server: Any) -> None:
-    server.engine.finish = "error"
+    server.engine.finish, server.engine.reason = "error", "3 engines died"
     status, _, body = await post(server.url, COMPLETION)
-    assert status == 500 and body["error"]["code"] == "engine_error"
+    assert status == 500 and (body["error"]["code"], body["error"]["message"]) == ("engine_error", "3 engines died")
 
 
 async def test_error_inside_a_stream(server: Any) -> None:
     server.engine.error_after = (2, EngineDead("killed by SIGKILL"))
     *pieces, error = await events(server.url, COMPLETION)
     assert pieces and error["error"]["code"] == "engine_dead"
+
+
+# --- the log -------------------------------------------------------------------------------------------------
+
+
+async def test_each_request_is_one_line_without_its_text(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="core.server")
+    await post(server.url, {"prompt": "a secret", "max_tokens": 3}, headers={"X-Request-Id": "mine"})
+    await post(server.url, {"prompt": "a secret", "temperature": -1})
+    await get(f"{server.url}/metrics")
+    answered, refused = [record for record in caplog.records if record.message == "request"]
+    fields = vars(answered)["fields"]
+    assert (fields["request_id"], fields["route"], fields["status"]) == ("mine", "POST /v1/completions", 200)
+    assert (fields["prompt_tokens"], fields["output_tokens"]) == (8, 3)
+    assert 0 < fields["ttft_s"] <= fields["seconds"]
+    assert vars(refused)["fields"]["status"] == 400 and "ttft_s" not in vars(refused)["fields"]
+    assert "secret" not in caplog.text
+
+
+async def test_the_log_of_requests_can_be_turned_off(
+    serve: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="core.server")
+    assert (await post(serve(ServerOptions(log_requests=False)).url, COMPLETION))[0] == 200
+    assert not caplog.records
+
+
+async def test_a_client_that_is_gone_when_its_stream_ends_leaves_no_traceback(
+    server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = ChunkWriter.close
+
+    async def gone(self: ChunkWriter) -> web.StreamResponse:
+        self._response._req.transport.close()
+        return await close(self)
+
+    monkeypatch.setattr(ChunkWriter, "close", gone)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{server.url}/v1/completions", json={**COMPLETION, "stream": True}) as response,
+    ):
+        with pytest.raises(aiohttp.ClientError):
+            while await response.content.readline():
+                pass
+    assert [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")] == []
 
 
 # --- clients that leave --------------------------------------------------------------------------------------
@@ -267,7 +314,7 @@ async def test_states(server: Any, state: str, ready: int, live: int, completion
     status, text = await get(f"{server.url}/readyz")
     assert status == ready and (await get(f"{server.url}/health"))[0] == ready
     assert msgspec.json.decode(text) == {
-        "state": state, "stage": "reading weights", "progress": 0.25, "message": "a message",
+        "state": state, "stage": "reading weights", "progress": 0.25, "restarts": 0, "message": "a message",
     }  # fmt: skip
     assert (await get(f"{server.url}/livez"))[0] == live
     assert (await post(server.url, COMPLETION))[0] == completion

@@ -74,6 +74,7 @@ class FakeEngine(EngineClient):
         self.error: Exception | None = None  # raised before the first token
         self.error_after: tuple[int, Exception] | None = None  # raised after that many tokens
         self.finish: str | None = None  # instead of any token
+        self.reason: str | None = None  # beside it
         self.stall_after: int | None = None  # tokens after which nothing more comes
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
@@ -104,7 +105,7 @@ class FakeEngine(EngineClient):
         if self.error is not None:
             raise self.error
         if self.finish is not None:
-            yield RequestDelta(request.request_id, [], self.finish)
+            yield RequestDelta(request.request_id, [], self.finish, error=self.reason)
             return
         script = itertools.chain(self._tokenizer.encode(self.answer), [0] if not request.params.ignore_eos else [])
         for count, token_id in enumerate(itertools.cycle(script) if request.params.ignore_eos else script, start=1):

@@ -27,8 +27,14 @@ async def ready(request: web.Request) -> web.Response:
     state = request.app[STATE]
     status = state.client.status
     name = "draining" if state.draining else status.state
-    progress = {"state": name, "stage": status.stage, "progress": status.progress, "message": status.message}
-    return _json(progress, 200 if name == "ready" else 503)
+    body = {
+        "state": name,
+        "stage": status.stage,
+        "progress": status.progress,
+        "restarts": status.restarts,
+        "message": status.message,
+    }
+    return _json(body, 200 if name == "ready" else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -1,0 +1,39 @@
+"""Around every request: it counts as running, and the log says in one line how it went, never what was asked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from core.server.errors import CLIENT_LEFT, REQUEST_ID, Handler, log
+from core.server.generation import GENERATION
+from core.server.state import STATE
+
+
+@web.middleware
+async def access_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost, so that what it sees is what the client gets."""
+    state = request.app[STATE]
+    started = time.monotonic()
+    status = CLIENT_LEFT  # which cancels the handler
+    with state.running():
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            if state.options.log_requests and request.path.startswith("/v1/"):
+                _log(request, status, time.monotonic() - started)
+
+
+def _log(request: web.Request, status: int, seconds: float) -> None:
+    fields: dict[str, Any] = {}
+    if (generation := request.get(GENERATION)) is not None:
+        usage = generation.usage()
+        fields = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
+        if (first := generation.first_token_seconds()) is not None:
+            fields["ttft_s"] = round(first, 6)
+    route = f"{request.method} {request.path[:200]}"
+    log.info("request", request_id=request[REQUEST_ID], route=route, status=status, **fields, seconds=round(seconds, 6))
