@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -13,6 +14,9 @@ from platforms._shared import host
 
 NAME = "cpu"
 NATIVE = "platforms.cpu._native"
+
+
+_SPIN_COUNT = "10000"
 
 
 class CpuOptions(msgspec.Struct, frozen=True):
@@ -49,9 +53,20 @@ def probe(env: ProbeEnv) -> ProbeResult:
 @hookimpl
 def create_platform(ctx: PlatformContext) -> Platform:
     """The platform; torch is imported here."""
+    _spin_briefly()
     platform = import_module("platforms.cpu.platform")
     created: Platform = platform.CpuPlatform(parse_own_options(NAME, ctx.options, CpuOptions))
     return created
+
+
+def _spin_briefly() -> None:
+    """Let OpenMP's threads wait for each other awake for tens of microseconds, not for milliseconds.
+
+    libgomp reads this when torch loads it. With its default a thread whose partner has lost its core to another
+    process, the server's frontend for one, burns the core that the partner needs (docs/decisions/003-native-threads.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
 def device_info() -> DeviceInfo:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
 from core.errors import ConfigError, Unsupported
-from core.platform import AttentionQuery, ProbeEnv
+from core.platform import AttentionQuery, PlatformContext, ProbeEnv
 from core.types import DType
 from platforms._shared import host
 from platforms.cpu import _native, plugin
@@ -123,6 +124,26 @@ def test_threads_are_set_for_torch_and_the_kernels(monkeypatch: pytest.MonkeyPat
 
 
 # --- the probe -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "passive"}, None),
+    ],
+)
+def test_threads_spin_briefly_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(plugin, "import_module", lambda name: SimpleNamespace(CpuPlatform=lambda options: None))
+    plugin.create_platform(PlatformContext())
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_probe_describes_this_machine_and_repeats() -> None:
