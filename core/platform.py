@@ -300,6 +300,17 @@ class MemoryPlan:
         """Bytes of everything."""
         return self.weights + self.activations + self.inputs + self.kv_cache
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes by use, for people and messages."""
+        return {
+            "weights": self.weights,
+            "activations": self.activations,
+            "inputs": self.inputs,
+            "kv_cache": self.kv_cache,
+            "total": self.total,
+            "free": self.free,
+        }
+
 
 @dataclass(frozen=True)
 class Health:

@@ -46,27 +46,28 @@ def describe(plan: Plan, memory: MemoryPlan, platform: str) -> dict[str, Any]:
     """The plan as plain data, sizes in bytes."""
     config = plan.config
     # The null block and a sequence's last, partly filled one are lost to sequences.
-    blocks_per_sequence = -(-config.scheduler.max_model_len // memory.block_size)
+    longest_sequences = (memory.num_blocks - 1) // -(-config.scheduler.max_model_len // memory.block_size)
     return {
         "model": config.model.name,
         "architecture": config.model.architecture,
         "platform": platform,
         "dtype": str(config.model.dtype),
-        "weights": memory.weights,
-        "activations": memory.activations,
-        "inputs": memory.inputs,
-        "kv_cache": memory.kv_cache,
-        "total": memory.total,
-        "free": memory.free,
-        "fits": memory.total <= memory.free,
+        **memory.sizes(),
+        "fits": memory.total <= memory.free and longest_sequences > 0,
         "kv_dtype": str(config.cache.dtype),
         "kv_blocks": memory.num_blocks,
         "kv_block_size": memory.block_size,
         "kv_tokens": (memory.num_blocks - 1) * memory.block_size,
         "max_model_len": config.scheduler.max_model_len,
-        "longest_sequences": (memory.num_blocks - 1) // blocks_per_sequence,
+        "longest_sequences": longest_sequences,
         "overrides": [{"option": o.option, "value": o.value, "reason": o.reason} for o in plan.overrides],
     }
+
+
+def _advice(described: dict[str, Any]) -> str:
+    if not described["longest_sequences"]:
+        return "not one longest sequence fits the KV cache: raise --kv-cache-memory or lower --max-model-len"
+    return "" if described["fits"] else "it does not fit: lower --kv-cache-memory, or set a smaller --dtype"
 
 
 def _print(described: dict[str, Any]) -> None:
@@ -81,7 +82,7 @@ def _print(described: dict[str, Any]) -> None:
         f"{described['kv_blocks']:,} blocks of {described['kv_block_size']} tokens in {described['kv_dtype']}: "
         f"{described['kv_tokens']:,} tokens, {described['longest_sequences']:,} sequences of {described['max_model_len']:,}"
     )
-    notes = {"kv_cache": kv, "free": "" if described["fits"] else "it does not fit: lower --kv-cache-memory or --dtype"}
+    notes = {"kv_cache": kv, "free": _advice(described)}
     for name in ("weights", "activations", "inputs", "kv_cache", "total", "free"):
         label = {"kv_cache": "KV cache", "free": "free memory"}.get(name, name)
         table.add_row(label, f"{described[name] / 2**20:,.1f} MiB", Text(notes.get(name, "")))

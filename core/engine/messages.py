@@ -181,16 +181,7 @@ Report = Progress | Planned | Ready | Failed
 
 def planned(plan: Plan, memory: MemoryPlan) -> Planned:
     """The platform's plan and the memory plan as a report."""
-    sizes = {
-        "weights": memory.weights,
-        "activations": memory.activations,
-        "inputs": memory.inputs,
-        "kv_cache": memory.kv_cache,
-        "total": memory.total,
-        "free": memory.free,
-        "num_blocks": memory.num_blocks,
-        "block_size": memory.block_size,
-    }
+    sizes = {**memory.sizes(), "num_blocks": memory.num_blocks, "block_size": memory.block_size}
     return Planned(plan.config, plan.overrides, sizes)
 
 

@@ -1,9 +1,8 @@
-"""From the engine's token deltas to text: detokenized, cut at stop strings, the choices of a request merged."""
+"""From the engine's token deltas to text: detokenized, and cut at stop strings."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
@@ -74,56 +73,12 @@ class Choice:
 
 
 async def generate(
-    source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
-) -> AsyncGenerator[ChoiceDelta, None]:
-    """Deltas of all choices as they come; ends when each has finished. Closing it aborts what still runs."""
-    if len(requests) == 1:
-        async with aclosing(_choice(source, tokenizer, requests[0])) as deltas:
-            async for delta in deltas:
-                yield delta
-        return
-    async with aclosing(_merged(source, tokenizer, requests)) as deltas:
-        async for delta in deltas:
-            yield delta
-
-
-async def _choice(
     source: TokenSource, tokenizer: Tokenizer, request: EngineRequest
 ) -> AsyncGenerator[ChoiceDelta, None]:
+    """Deltas of one choice as they come, to the one with a finish reason. Closing it aborts the request."""
     choice = Choice(tokenizer, request)
     async with aclosing(source.generate(request)) as deltas:
         async for delta in deltas:
             yield choice.push(delta)
             if choice.finished:
                 return
-
-
-async def _merged(
-    source: TokenSource, tokenizer: Tokenizer, requests: Sequence[EngineRequest]
-) -> AsyncGenerator[ChoiceDelta, None]:
-    queue: asyncio.Queue[ChoiceDelta | BaseException | None] = asyncio.Queue()
-
-    async def pump(request: EngineRequest) -> None:
-        try:
-            async with aclosing(_choice(source, tokenizer, request)) as deltas:
-                async for delta in deltas:
-                    queue.put_nowait(delta)
-            queue.put_nowait(None)
-        except Exception as error:  # handed to the reader below, which raises it
-            queue.put_nowait(error)
-
-    tasks = [asyncio.ensure_future(pump(request)) for request in requests]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

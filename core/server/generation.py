@@ -116,7 +116,7 @@ class Generation:
                 yield batch
 
     def _deltas(self, request: EngineRequest) -> AsyncGenerator[ChoiceDelta, None]:
-        return output.generate(self.state.client, self.state.tokenizer, [request])
+        return output.generate(self.state.client, self.state.tokenizer, request)
 
     def _account(self, choice: _Choice, delta: ChoiceDelta, now: float) -> None:
         metrics = self.state.metrics

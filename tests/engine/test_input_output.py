@@ -102,48 +102,42 @@ class FakeSource:
                 self.aborted.append(request.request_id)
 
 
-async def collect(source: FakeSource, tokenizer: Tokenizer, requests: list[EngineRequest]) -> list[ChoiceDelta]:
-    return [delta async for delta in generate(source, tokenizer, requests)]
+async def collect(source: FakeSource, tokenizer: Tokenizer, request: EngineRequest) -> list[ChoiceDelta]:
+    return [delta async for delta in generate(source, tokenizer, request)]
 
 
 class TestOutput:
-    def requests(self, n: int, **params: object) -> list[EngineRequest]:
-        settled = SamplingParams(n=n, max_tokens=99, seed=0, **params)  # type: ignore[arg-type]
-        return [
-            EngineRequest(request_id=f"r-{i}", prompt_token_ids=[5], params=settled, choice_index=i) for i in range(n)
-        ]
+    def request(self, **params: object) -> EngineRequest:
+        settled = SamplingParams(max_tokens=99, seed=0, **params)  # type: ignore[arg-type]
+        return EngineRequest(request_id="r", prompt_token_ids=[5], params=settled, choice_index=3)
 
-    def test_choices_are_merged(self, tokenizer: Tokenizer) -> None:
-        texts = ["one", "second ü", "third answer"]
-        source = FakeSource({f"r-{i}": tokenizer.encode(text) for i, text in enumerate(texts)})
-        deltas = asyncio.run(collect(source, tokenizer, self.requests(3)))
-        for i, text in enumerate(texts):
-            mine = [delta for delta in deltas if delta.index == i]
-            assert "".join(delta.text for delta in mine) == text
-            assert [delta.finish_reason for delta in mine][-1] == "length"
+    def test_tokens_become_text(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({"r": tokenizer.encode("second ü")})
+        deltas = asyncio.run(collect(source, tokenizer, self.request()))
+        assert "".join(delta.text for delta in deltas) == "second ü"
+        assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+        assert {delta.index for delta in deltas} == {3}
         assert source.aborted == []
 
-    def test_a_stop_string_ends_one_choice_and_aborts_it(self, tokenizer: Tokenizer) -> None:
-        source = FakeSource({"r-0": tokenizer.encode("abc STOP def"), "r-1": tokenizer.encode("no end")})
-        deltas = asyncio.run(collect(source, tokenizer, self.requests(2, stop=("STOP",))))
-        first = [delta for delta in deltas if delta.index == 0]
-        assert "".join(delta.text for delta in first) == "abc "
-        assert (first[-1].finish_reason, first[-1].stop_reason) == ("stop", "STOP")
-        assert source.aborted == ["r-0"]
+    def test_a_stop_string_ends_the_choice_and_aborts_the_request(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({"r": tokenizer.encode("abc STOP def")})
+        deltas = asyncio.run(collect(source, tokenizer, self.request(stop=("STOP",))))
+        assert "".join(delta.text for delta in deltas) == "abc "
+        assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", "STOP")
+        assert source.aborted == ["r"]
 
-    def test_closing_aborts_all(self, tokenizer: Tokenizer) -> None:
-        source = FakeSource({f"r-{i}": tokenizer.encode("a long answer") for i in range(3)})
+    def test_closing_aborts(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({"r": tokenizer.encode("a long answer")})
 
         async def read_a_little() -> None:
-            async with aclosing(generate(source, tokenizer, self.requests(3))) as deltas:
+            async with aclosing(generate(source, tokenizer, self.request())) as deltas:
                 async for _ in deltas:
                     return
 
         asyncio.run(read_a_little())
-        assert sorted(source.aborted) == ["r-0", "r-1", "r-2"]
+        assert source.aborted == ["r"]
 
-    @pytest.mark.parametrize("n", [1, 2])
-    def test_an_error_reaches_the_reader(self, tokenizer: Tokenizer, n: int) -> None:
-        source = FakeSource({f"r-{i}": tokenizer.encode("a long answer") for i in range(n)}, fail=True)
+    def test_an_error_reaches_the_reader(self, tokenizer: Tokenizer) -> None:
+        source = FakeSource({"r": tokenizer.encode("a long answer")}, fail=True)
         with pytest.raises(EngineDead):
-            asyncio.run(collect(source, tokenizer, self.requests(n)))
+            asyncio.run(collect(source, tokenizer, self.request()))
