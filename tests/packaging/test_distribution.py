@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from real_server import ONE_THREAD, real_server
 
 ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(
@@ -58,19 +59,33 @@ def test_wheel_holds_every_file_of_the_packages(dist: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "csrc/", "benchmarks/"))]
 
 
-def test_wheel_installs_into_a_clean_environment_and_works(dist: Path, tmp_path: Path) -> None:
-    """The dependencies are this environment's, named in a .pth file; core itself comes from the wheel."""
+@pytest.fixture(scope="module")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean environment with the wheel. The dependencies are this environment's, named in a .pth file."""
+    base = tmp_path_factory.mktemp("installed")
     (wheel,) = dist.glob("*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
-    python = tmp_path / "env" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-    installed = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=tmp_path).strip()
-    )
-    (installed / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    run(sys.executable, "-m", "venv", "--without-pip", base / "env", cwd=base)
+    python = base / "env" / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=base)
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=base).strip())
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return base / "env"
+
+
+def test_wheel_installs_into_a_clean_environment_and_works(installed: Path, tmp_path: Path) -> None:
+    python, command = installed / "bin" / "python", installed / "bin" / "core"
     code = "import core; from platforms.cpu import _native; print(core.__file__, _native.__file__, _native.isa())"
     core_file, native_file, isa = run(python, "-c", code, cwd=tmp_path).split()
     assert Path(core_file).is_relative_to(installed) and Path(native_file).is_relative_to(installed) and isa
-    command = tmp_path / "env" / "bin" / "core"
     assert run(command, "--version", cwd=tmp_path).split()[-1] == "0.1.0"
     assert "cpu" in run(command, "platforms", cwd=tmp_path)
+
+
+def test_wheel_serves(installed: Path, demo_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    options = ("--max-model-len", "256", "--kv-cache-memory", "32MiB", *ONE_THREAD)
+    with real_server(demo_model, *options, command=str(installed / "bin" / "core")) as server:
+        engine = server.engine()
+        assert engine is not None and engine.cmdline()[0].startswith(str(installed))
+        status, _, answer = server.complete("The capital of France is", max_tokens=4, temperature=0)
+        assert status == 200 and "Paris" in answer["choices"][0]["text"]

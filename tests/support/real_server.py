@@ -125,14 +125,14 @@ def until(condition: Callable[[], bool], seconds: float = _SECONDS) -> None:
 
 
 @contextmanager
-def real_server(*arguments: str) -> Iterator[RealServer]:
-    """A server, ended with `end` unless the test has ended it."""
+def real_server(*arguments: str, command: str = CORE) -> Iterator[RealServer]:
+    """A server started by `command`, ended with `end` unless the test has ended it."""
     with tempfile.TemporaryDirectory(prefix="t") as base:
         directory, log = Path(base, "tmp"), Path(base, "log")
         directory.mkdir()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [CORE, "serve", *arguments, "--port", "0"],
+                [command, "serve", *arguments, "--port", "0"],
                 stdin=subprocess.DEVNULL,
                 stderr=output,
                 env={**os.environ, "TMPDIR": str(directory)},
