@@ -10,7 +10,7 @@ from typing import NamedTuple
 from core import plugins
 from core.cache.manager import CacheManager
 from core.config import Config
-from core.errors import ConfigError
+from core.errors import ConfigError, Unsupported
 from core.logs import get_logger
 from core.platform import ChosenPlatform, Executor, MemoryPlan, Plan, Platform, Ticket
 from core.scheduler.scheduler import Scheduler
@@ -50,7 +50,7 @@ class Engine:
         platform = plugins.create(chosen)
         with ExitStack() as undo:
             undo.callback(platform.close)
-            plan = platform.plan(config)
+            plan = _plan(platform, config)
             executor = platform.create_executor(plan)
             undo.callback(executor.shutdown)
             memory_plan = executor.plan_memory()
@@ -124,6 +124,17 @@ class Engine:
             self._platform.close()
 
 
+def _plan(platform: Platform, config: Config) -> Plan:
+    """The platform's plan, held against what it declares. Raises Unsupported."""
+    plan, capabilities = platform.plan(config), platform.capabilities()
+    model, cache = plan.config.model.dtype, plan.config.cache.dtype
+    if model not in capabilities.dtypes:
+        raise Unsupported(f"--dtype {model}", f"this platform has {', '.join(capabilities.dtypes)}")
+    if cache not in capabilities.kv_dtypes:
+        raise Unsupported(f"--kv-cache-dtype {cache}", f"this platform has {', '.join(capabilities.kv_dtypes)}")
+    return plan
+
+
 def _num_blocks(plan: MemoryPlan, budget: int) -> int:
     """What was planned, or less where the device has less than it had then."""
     blocks = min(plan.num_blocks, budget // plan.kv_block_bytes)
@@ -147,7 +158,7 @@ def plan_memory(config: Config, chosen: ChosenPlatform) -> tuple[Plan, MemoryPla
     """The platform's plan and the memory it would take, without reading a weight."""
     platform = plugins.create(chosen)
     try:
-        plan = platform.plan(config)
+        plan = _plan(platform, config)
         executor = platform.create_executor(plan)
         try:
             return plan, executor.plan_memory()

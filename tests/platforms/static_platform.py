@@ -53,20 +53,20 @@ class StaticPlatform(Platform):
         return Capabilities(dtypes=(DType.FLOAT32,), kv_dtypes=(DType.FLOAT32,), buckets=BUCKETS, deterministic=True)
 
     def plan(self, config: Config) -> Plan:
-        """Bring the step within the largest bucket, and everything to float32."""
+        """Bring the step within the largest bucket, and what was left open to float32."""
         overrides: list[Override] = []
         scheduler = msgspec.structs.replace(
             config.scheduler,
             max_num_seqs=_within("max_num_seqs", config, LARGEST.num_seqs, overrides),
             max_num_batched_tokens=_within("max_num_batched_tokens", config, LARGEST.num_tokens, overrides),
         )
-        for option in ("dtype", "kv_cache_dtype"):
-            if getattr(config.options, option) not in ("auto", "float32"):
-                raise Unsupported(f"{option} {getattr(config.options, option)}", "this platform has float32 only")
+        options, dtype, kv_dtype = config.options, config.model.dtype, config.cache.dtype
         cache = msgspec.structs.replace(
-            config.cache, dtype=DType.FLOAT32, memory_bytes=config.cache.memory_bytes or KV_BYTES
+            config.cache,
+            dtype=DType.FLOAT32 if options.kv_cache_dtype == "auto" else kv_dtype,
+            memory_bytes=config.cache.memory_bytes or KV_BYTES,
         )
-        model = msgspec.structs.replace(config.model, dtype=DType.FLOAT32)
+        model = msgspec.structs.replace(config.model, dtype=DType.FLOAT32 if options.dtype == "auto" else dtype)
         planned = msgspec.structs.replace(config, model=model, cache=cache, scheduler=scheduler)
         return Plan(config=planned, overrides=tuple(overrides))
 
