@@ -66,10 +66,10 @@ class LLM:
         parsed = parse_options(options)
         config = resolve(model, parsed)
         chosen = plugins.choose(parsed)
-        with ProgressBar("loading", enabled=progress) as bar:
-            self._engine = Engine.build(config, chosen, bar.stage, _log_plan)
         self._progress = progress
         self._tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
+        with ProgressBar("loading", enabled=progress) as bar:
+            self._engine = Engine.build(config, chosen, bar.stage, _log_plan)
         self._input = InputProcessor(self._engine.config, self._tokenizer)
         self._ids = itertools.count()
 
