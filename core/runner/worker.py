@@ -26,6 +26,8 @@ from core.weights.source import ModelSource, open_reader
 
 log = get_logger("runner")
 
+_WARMUP_TOKENS = 32
+
 
 class Worker:
     """Made by an executor, on the thread that will use it."""
@@ -174,9 +176,8 @@ class Worker:
         return compiled if compiled is not None else EagerExecutable(bindings)
 
     def warmup(self, progress: Progress) -> None:
-        """Run each bucket, or a decode and a prefill shape, on the null block."""
-        limits = self._limits
-        shapes = self._buckets or (Bucket(1, 1), Bucket(limits.num_tokens, 1))
+        """Run each bucket, or a decode and a short prefill, on the null block: every weight and kernel is touched."""
+        shapes = self._buckets or (Bucket(1, 1), Bucket(min(_WARMUP_TOKENS, self._limits.num_tokens), 1))
         for done, shape in enumerate(shapes, 1):
             self._ready().forward(self._idle_inputs(shape), shape)
             progress("warming up", done / len(shapes))
