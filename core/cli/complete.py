@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("prompt", nargs="?", help="the text; default: standard input")
     parser.add_argument("--echo", action="store_true", help="print the prompt too")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (repeatable)")
-    http.add_arguments(parser)
+    http.add_arguments(parser, max_tokens=256)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _complete(args: argparse.Namespace, prompt: str) -> None:
-    body = {"prompt": prompt, "max_tokens": 256, "echo": args.echo, "stop": args.stop, **http.sampling(args)}
+    body = {"prompt": prompt, "echo": args.echo, "stop": args.stop, **http.sampling(args)}
     async with http.connect(args) as connection:
         async for choice in connection.stream("/v1/completions", body):
             print(choice["text"], end="", flush=True)

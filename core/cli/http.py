@@ -20,13 +20,28 @@ class ServerError(CoreError):
     """A server that does not answer, or answers with an error."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of a request: which server, which model, how to choose tokens."""
+def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int | None = None) -> None:
+    """The flags of a request: which server, which model, how to choose tokens.
+
+    At a terminal answers are drawn a little below temperature 1, where small models ramble.
+    """
     parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
     parser.add_argument("--model", help="the model's name (default: the first one that is served)")
     parser.add_argument("--api-key", help="the server's key (default: CORE_API_KEY)")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="end an answer after N tokens")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest token")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help=f"end an answer after N tokens (default: {max_tokens or 'when the context is full'})",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="0: always the likeliest token (default: %(default)s)",
+    )
     parser.add_argument("--top-p", type=float, metavar="P", help="only of the likeliest tokens that make up P")
     parser.add_argument("--top-k", type=int, metavar="K", help="only of the K likeliest tokens")
     parser.add_argument("--min-p", type=float, metavar="P", help="no token less likely than P times the likeliest")

@@ -109,7 +109,9 @@ class Display:
         """Show where to send requests, with one to try."""
         self.close()
         seconds = time.monotonic() - self._started
-        body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}]})
+        body = json.dumps(
+            {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+        )
         _say(f"ready in {seconds:.1f} s: {self._url}/v1, serving {self._model}; Ctrl-C ends it. Try:")
         _say(f"  curl {self._url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
 
