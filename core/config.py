@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import ConfigError
-from core.types import DType
+from core.extensions import NO_EXTENSIONS, Extensions
+from core.types import SAMPLING_FEATURES, DType
 
 GIB = 1 << 30
 
@@ -64,6 +65,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     compile: Annotated[bool, Meta(description="let the platform compile the recorded program")] = True
     tensor_parallel_size: Annotated[int, Meta(ge=1, description="devices that share each layer")] = 1
     pipeline_parallel_size: Annotated[int, Meta(ge=1, description="devices that share the stack of layers")] = 1
+
+    # plugins
+    plugins: Annotated[
+        str, Meta(description="plugins of the group core.plugins to load: all, none, or names with commas between")
+    ] = "all"
+    plugin_opt: Annotated[tuple[str, ...], Meta(description="NAME.KEY=VALUE, an option of a plugin (repeatable)")] = ()
 
     # KV cache
     block_size: Annotated[Positive | None, Meta(description="tokens in a KV block; default: the platform's")] = None
@@ -138,6 +145,7 @@ class PlatformConfig(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
     op_fallback: Literal["error", "reference"] = "error"
     compile: bool = True
+    sampling: tuple[str, ...] = SAMPLING_FEATURES  # those that the platform declares, once it is planned
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +169,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig
     platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
+    extensions: Extensions = NO_EXTENSIONS
 
 
 # --- resolving -----------------------------------------------------------------------------------------------
@@ -198,27 +207,38 @@ def parse_bytes(option: str, text: str) -> int:
 
 def parse_platform_options(pairs: tuple[str, ...], name: str) -> dict[str, str]:
     """Of `NAME.KEY=VALUE` pairs, those of platform `name`. Raises ConfigError on a pair of another form."""
+    return _parse_pairs("--platform-opt", pairs, name)
+
+
+def parse_plugin_options(pairs: tuple[str, ...], name: str) -> dict[str, str]:
+    """The same of `--plugin-opt`, for plugin `name`."""
+    return _parse_pairs("--plugin-opt", pairs, name)
+
+
+def _parse_pairs(flag: str, pairs: tuple[str, ...], name: str) -> dict[str, str]:
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         owner, dot, key = key.partition(".")
         if not (equals and dot and owner and key):
-            raise ConfigError("--platform-opt", f"{pair!r} is not of the form NAME.KEY=VALUE")
+            raise ConfigError(flag, f"{pair!r} is not of the form NAME.KEY=VALUE")
         if owner == name:
             options[key] = value
     return options
 
 
-def resolve(model: str | None, options: Options) -> Config:
+def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXTENSIONS) -> Config:
     """Read the model's own description and settle every option that does not depend on the platform.
 
-    Downloads the model first where it is a hub name. Raises ModelError, ConfigError.
+    `extensions` is what the plugins add (`core.plugins.extensions`). Downloads the model first where it is a hub name.
+    Raises ModelError, ConfigError.
     """
-    from core.weights import source  # reading headers; nothing is loaded
+    from core.weights import quantized, source  # reading headers; nothing is loaded
 
     name = model if model is not None else source.default_model()
     found = source.locate(name, revision=options.revision, weights=options.load_format != "dummy")
     info = source.read_info(found)
+    quantized.quantization_scheme(info.hf_config, extensions.quantization_schemes)
     longest = int(info.hf_config.get("max_position_embeddings") or 2048)
     max_model_len = options.max_model_len or longest
     if max_model_len > longest:
@@ -251,6 +271,7 @@ def resolve(model: str | None, options: Options) -> Config:
         scheduler=_scheduler(options, max_model_len),
         platform=PlatformConfig(op_fallback=options.op_fallback, compile=options.compile),
         parallel=ParallelConfig(tensor=options.tensor_parallel_size, pipeline=options.pipeline_parallel_size),
+        extensions=extensions,
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from core.errors import OutOfDeviceMemory, Unsupported
 from core.platform import (
     AttentionBackend,
     AttentionQuery,
+    Bindings,
+    Executable,
     Kernel,
     KernelTable,
     KVLayout,
@@ -26,15 +30,18 @@ from core.platform import (
     MemoryInfo,
     Support,
 )
+from core.program import OpCall, Storage, Value
 from core.types import DType
 
 #: Bytes from which an allocation is first held against what is free. Asking costs about a millisecond, and hosts
 #: that overcommit kill a process that takes too much where torch would have raised.
 _CHECKED_FROM = 16 << 20
 
-
 #: Bytes from which host memory is mapped for a tensor alone: two huge pages of most systems.
 _MAPPED_FROM = 4 << 20
+
+#: Step shapes that the eager executable keeps its calls of.
+_SHAPES_KEPT = 32
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -158,3 +165,88 @@ class ReferenceAttention(AttentionBackend):
         for plane in cache:
             for source, destination in pairs:
                 plane[destination].copy_(plane[source])
+
+    def export_blocks(self, cache: Sequence[Tensor], blocks: Sequence[int]) -> Tensor:
+        """uint8 [len(blocks), bytes]: each block's planes, one after the other."""
+        rows = [plane[list(blocks)].flatten(1).view(torch.uint8) for plane in cache]
+        return torch.cat(rows, dim=1).cpu()
+
+    def import_blocks(self, cache: Sequence[Tensor], blocks: Sequence[int], data: Tensor) -> None:
+        """Raises ValueError for data of another layout."""
+        sizes = [plane[0].nbytes for plane in cache]
+        if tuple(data.shape) != (len(blocks), sum(sizes)):
+            raise ValueError(f"{len(blocks)} blocks of {sum(sizes)} bytes are due, got {list(data.shape)}")
+        for plane, part in zip(cache, data.split(sizes, dim=1), strict=True):
+            plane[list(blocks)] = (
+                part.contiguous().view(plane.dtype).view(len(blocks), *plane.shape[1:]).to(plane.device)
+            )
+
+
+# --- running a program op by op ------------------------------------------------------------------------------
+
+Step = list[Callable[[], None]]
+
+
+class EagerExecutable(Executable):
+    """Binds the kernels to tensors once for each step shape and keeps the latest shapes: decode repeats a few."""
+
+    def __init__(self, bindings: Bindings) -> None:
+        self._bindings = bindings
+        self._steps: OrderedDict[tuple[int, int], Step] = OrderedDict()
+
+    def run(self, num_tokens: int, num_seqs: int) -> None:
+        """Any shape within the limits."""
+        shape = (num_tokens, num_seqs)
+        step = self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = bind_step(self._bindings, num_tokens, num_seqs)
+            if len(self._steps) > _SHAPES_KEPT:
+                self._steps.popitem(last=False)
+        else:
+            self._steps.move_to_end(shape)
+        for call in step:
+            call()
+
+
+def bind_step(bindings: Bindings, num_tokens: int, num_seqs: int) -> Step:
+    """The program's calls with their tensors, for one step shape."""
+    tensors: dict[int, Any] = {}
+
+    def tensor(value: Value | None) -> Any:
+        if value is None:
+            return None
+        if value.index not in tensors:
+            tensors[value.index] = bound_tensor(bindings, value, num_tokens, num_seqs)
+        return tensors[value.index]
+
+    def bind(call: OpCall) -> Callable[[], None]:
+        arguments = [tensor(value) for value in (*call.inputs, *call.outputs)]
+        return partial(bindings.kernels[call.op], *arguments, **call.attrs)
+
+    return [bind(call) for call in bindings.program.calls]
+
+
+def bound_tensor(bindings: Bindings, value: Value, num_tokens: int, num_seqs: int) -> Any:
+    """The torch tensor (or the planes of a cache) that `value` is at this step shape."""
+    if value.storage is Storage.CACHE:
+        return bindings.handle(value)
+    owner = value.owner
+    shape = owner.resolve(num_tokens, num_seqs)
+    if owner.storage is Storage.ACTIVATION:
+        whole = _arena_tensor(bindings, owner, shape)
+    else:
+        whole = bindings.handle(owner)[tuple(slice(size) for size in shape)]
+    if value is owner:
+        return whole
+    width = value.shape[-1]
+    assert isinstance(width, int), "a view's width is fixed when it is recorded"
+    return whole[..., value.offset : value.offset + width]
+
+
+def _arena_tensor(bindings: Bindings, value: Value, shape: tuple[int, ...]) -> torch.Tensor:
+    count = value.dtype.itemsize
+    for size in shape:
+        count *= size
+    start = bindings.offsets[value.index]
+    memory: torch.Tensor = bindings.arena[start : start + count]
+    return memory.view(torch_dtype(value.dtype)).view(shape)

@@ -34,6 +34,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["text", "json"], Meta(description="text for people, json for collectors: one object a line")
     ] = "text"
+    probe_timeout: Annotated[
+        float, Meta(gt=0, description="seconds that platforms get, side by side, to say whether their hardware is here")
+    ] = 3.0
     api_key: Annotated[str | None, Meta(description="key that requests must bear, where --api-key gives none")] = None
 
 

@@ -64,7 +64,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, *, progress: bool = True, **options: Any) -> None:
         parsed = parse_options(options)
-        config = resolve(model, parsed)
+        config = resolve(model, parsed, plugins.extensions(parsed))
         chosen = plugins.choose(parsed)
         self._progress = progress
         self._tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)

@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 import msgspec
 
+from core.clock import Clock, MonotonicClock
 from core.config import Config
 from core.errors import Unsupported
 from core.program import OpProgram, Value
-from core.types import DType, KVGroupSpec, StepOutput, StepPlan
+from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, StepOutput, StepPlan
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
-API_VERSION = (0, 1)
+API_VERSION = (1, 0)
 
 Kernel = Callable[..., None]
 Progress = Callable[[str, float], None]  # (what is being done, fraction done of it)
@@ -37,7 +38,11 @@ Progress = Callable[[str, float], None]  # (what is being done, fraction done of
 
 
 class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Who made the plugin, and which contract it was written for."""
+    """Who made the plugin, and which contract it was written for.
+
+    `options` declares what `--platform-opt NAME.KEY=VALUE` may say: a Struct whose fields are the keys, each with a
+    default, and a `msgspec.Meta(description=…)` for people. What it does not fit is refused before the probe.
+    """
 
     name: str
     vendor: str
@@ -45,6 +50,7 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
     api: tuple[int, int]
     replaces: tuple[str, ...] = ()  # platforms that this one stands in for when both are available
     experimental: bool = False  # never chosen unless asked for by name
+    options: type[msgspec.Struct] | None = None  # None: it has no options
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +114,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     `buckets`: the only step shapes that can run; empty means any. `deterministic`: the same step gives the same
     bits; `batch_invariant`: a request's tokens do not depend on what else is in the batch, on chunking, on prefix
-    hits or on preemption.
+    hits or on preemption. `sampling`: which of `core.types.SAMPLING_FEATURES` are honoured; the core's own sampler,
+    which the default worker uses, honours them all. `kv_transfer`: the attention backends export and import blocks.
     """
 
     dtypes: tuple[DType, ...]
@@ -118,6 +125,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     max_parallel_size: int = 1
     deterministic: bool = False
     batch_invariant: bool = False
+    sampling: tuple[str, ...] = SAMPLING_FEATURES
+    kv_transfer: bool = False
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +251,17 @@ class AttentionBackend(abc.ABC):
     @abc.abstractmethod
     def copy_blocks(self, cache: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks of one layer, (source, destination) in order."""
+
+    def export_blocks(self, cache: Sequence[Any], blocks: Sequence[int]) -> Any:
+        """Blocks of one layer as a host torch tensor, uint8 [len(blocks), bytes of a block], for a KV connector.
+
+        Needed where `Capabilities.kv_transfer` is declared; so is `import_blocks`.
+        """
+        raise Unsupported("moving KV blocks out of the device", f"attention backend {self.name!r} cannot export them")
+
+    def import_blocks(self, cache: Sequence[Any], blocks: Sequence[int], data: Any) -> None:
+        """Fill blocks of one layer with what `export_blocks` gave, here or in another process."""
+        raise Unsupported("moving KV blocks into the device", f"attention backend {self.name!r} cannot import them")
 
 
 # --- programs ------------------------------------------------------------------------------------------------
@@ -385,6 +405,9 @@ class Platform(abc.ABC):
 
     #: Steps that the default executor takes before the first is collected; 2 lets the core schedule ahead.
     max_in_flight: int = 1
+
+    #: What time it is for the scheduler. A platform whose time is not the machine's has one of its own.
+    clock: Clock = MonotonicClock()
 
     @abc.abstractmethod
     def devices(self) -> Sequence[DeviceInfo]:

@@ -52,6 +52,13 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 
+#: What whoever samples, on the device or beside it, may be asked to do: the fields of `SamplingParams` that it has to
+#: honour. The others are the scheduler's and the detokenizer's.
+SAMPLING_FEATURES = (
+    "temperature", "seed", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logit_bias", "min_tokens", "logprobs",
+)  # fmt: skip
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How to choose tokens, with the names and meanings of OpenAI's API and vLLM's extras.
@@ -109,6 +116,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
+
+    def features(self) -> list[str]:
+        """Which of `SAMPLING_FEATURES` these parameters ask for."""
+        used = {
+            "temperature": self.temperature > 0.0,
+            "seed": self.seed is not None,
+            "top_p": self.top_p < 1.0,
+            "top_k": self.top_k > 0,
+            "min_p": self.min_p > 0.0,
+            "presence_penalty": self.presence_penalty != 0.0,
+            "frequency_penalty": self.frequency_penalty != 0.0,
+            "repetition_penalty": self.repetition_penalty != 1.0,
+            "logit_bias": bool(self.logit_bias),
+            "min_tokens": self.min_tokens > 0,
+            "logprobs": self.logprobs is not None,
+        }
+        return [feature for feature in SAMPLING_FEATURES if used[feature]]
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:

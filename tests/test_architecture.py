@@ -25,11 +25,14 @@ FORBIDDEN = {
     "core.types": ("torch", "numpy", "core.config", "core.envs"),
     "core.errors": ("torch", "numpy", "core"),
     "core.envs": ("torch", "numpy", "core.platform"),
+    "core.clock": ("torch", "numpy", "core"),
+    "core.extensions": ("torch", "numpy", "core.platform", "core.plugins"),
     "core.config": ("torch", "numpy", "core.platform", "core.plugins"),
     "core.platform": ("torch", "core.ops", "core.runner", "core.engine", "core.defaults"),
     "core.program": ("torch",),
     "core.hookspecs": ("torch",),
     "core.plugins": ("torch", "core.runner", "core.engine", "core.defaults"),
+    "core.recording": ("core.platform", "core.runner", "core.engine", "core.weights"),
     "core.logs": ("torch",),
     "core.scheduler": ("torch", "numpy", "core.engine", "core.runner", "core.platform", "core.ops", "core.server"),
     "core.cache": ("torch", "numpy", "core.engine", "core.runner", "core.platform", "core.ops", "core.scheduler"),
@@ -64,6 +67,8 @@ PLATFORMS_MAY_USE = {
         "distributed",
         "defaults",
         "logs",
+        "clock",
+        "recording",
     )
 }
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from core.errors import (
     Unsupported,
 )
 from core.platform import API_VERSION, ChosenPlatform
+from core.plugins import loading
 
 TEST_PLATFORMS = Path(__file__).parent / "platforms"
 
@@ -45,6 +47,13 @@ def probe(env):
 @hookimpl
 def create_platform(ctx):
     {create}
+"""
+
+OWN_OPTIONS = """
+import msgspec
+class Own(msgspec.Struct):
+    a: int = 0
+    b: str = ""
 """
 
 Install = Callable[..., None]
@@ -144,7 +153,7 @@ def test_another_version_of_the_contract_is_refused(install: Install, api: tuple
 
 
 def test_an_older_minor_version_loads(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "API_VERSION", (3, 5))
+    monkeypatch.setattr(loading, "API_VERSION", (3, 5))
     install("x", api=(3, 4))
     assert found("x").error is None
 
@@ -169,11 +178,12 @@ def test_a_named_platform_loads_no_other_plugin(install: Install, tmp_path: Path
 # --- probing -------------------------------------------------------------------------------------------------
 
 
-def test_a_probe_that_hangs_is_broken(install: Install) -> None:
+def test_a_probe_that_hangs_is_broken(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("x", probe="import threading\nthreading.Event().wait()")
-    candidate = plugins.probe(found("x"), {}, timeout_s=0.05)
+    monkeypatch.setenv("CORE_PROBE_TIMEOUT", "0.05")
+    candidate = plugins.probe(found("x"), {})
     assert candidate.state == "BROKEN"
-    assert "no answer in 0.05 s (acme-x 1.0)" in candidate.result.reason
+    assert "no answer in 0.05 s" in candidate.result.reason and "(acme-x 1.0)" in candidate.result.reason
     stuck = [thread for thread in threading.enumerate() if thread.name == "probe-x"]
     assert stuck and all(thread.daemon for thread in stuck)
 
@@ -191,7 +201,8 @@ def test_a_probe_that_answers_nonsense_is_broken(install: Install) -> None:
 
 
 def test_a_probe_gets_its_own_options_only(install: Install) -> None:
-    install("x", probe="return ProbeResult(state='AVAILABLE', reason=repr(dict(env.options)), score=200)")
+    probe = "return ProbeResult(state='AVAILABLE', reason=repr(dict(env.options)), score=200)"
+    install("x", body=OWN_OPTIONS + plugin_source("x", probe=probe, options="OPTIONS").replace("'OPTIONS'", "Own"))
     chosen = choose(platform_opt=("x.a=1", "cpu.threads=1", "x.b=c=d"))
     assert chosen == ChosenPlatform("x", {"a": "1", "b": "c=d"}, "{'a': '1', 'b': 'c=d'}")
 
@@ -261,8 +272,8 @@ def test_plugins_that_replace_each_other_compete(install: Install) -> None:
 
 def test_no_usable_platform_says_why_for_each(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("x", state="ABSENT")
-    only = [entry for entry in plugins.entry_points(group=plugins.GROUP) if entry.name == "x"]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: only)
+    only = [entry for entry in entry_points(group="core.platforms") if entry.name == "x"]
+    monkeypatch.setattr(loading, "entry_points", lambda group: only)
     with pytest.raises(PlatformNotFound, match="x is ABSENT: because"):
         choose()
     only.clear()

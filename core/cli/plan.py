@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan. Returns 1 where it does not fit. Raises ModelError, PlatformError, ConfigError."""
     options = engine_options(args)
-    config = resolve(args.model, options)
+    config = resolve(args.model, options, plugins.extensions(options))
     chosen = plugins.choose(options)
     # By name: planning needs torch, which nothing else here does.
     plan, memory = importlib.import_module("core.engine.core").plan_memory(config, chosen)

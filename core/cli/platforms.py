@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from core.plugins import Candidate, discover, probe
+from core.plugins import Candidate, discover, probe_all
 
 _COLOURS = {"AVAILABLE": "green", "ABSENT": "dim", "BROKEN": "red"}
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print a row for each plugin. Returns 0 if a platform can be used, else 1."""
-    candidates = [probe(found, {}) for found in discover()]
+    candidates = probe_all(discover(), lambda name: {})
     if args.json:
         print(json.dumps([_described(candidate) for candidate in candidates], indent=2))
     else:

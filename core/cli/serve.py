@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for message in envs.unknown():
         _say(f"warning: {message}")
     with listen(server.host, server.port) as listener:
-        config = resolve(args.model, options)
+        config = resolve(args.model, options, plugins.extensions(options))
         chosen = plugins.choose(options)
         _say(f"{config.model.name} ({config.model.architecture}) on platform {chosen.name}: {chosen.reason}")
         launch = Launch(

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import msgspec
+
 from core import plugins
 from core.cache.manager import CacheManager
+from core.clock import Clock
 from core.config import Config
 from core.errors import ConfigError, Unsupported
 from core.logs import get_logger
@@ -59,7 +62,7 @@ class Engine:
             executor.load(progress)
             num_blocks = _num_blocks(memory_plan, executor.measure_kv_budget())
             executor.allocate_kv(num_blocks)
-            scheduler = _scheduler(plan.config, executor, num_blocks)
+            scheduler = _scheduler(plan.config, executor, num_blocks, platform.clock)
             executor.warmup(progress)
             undo.pop_all()
         return cls(platform, plan, memory_plan, executor, scheduler)
@@ -80,7 +83,7 @@ class Engine:
         return bool(self._in_flight) or self._scheduler.has_unfinished()
 
     def next_deadline(self) -> float | None:
-        """When the next request's time is up, in seconds of `time.monotonic()`."""
+        """When the next request's time is up, in seconds of the platform's clock."""
         return self._scheduler.next_deadline()
 
     # --- the loop ---
@@ -132,7 +135,8 @@ def _plan(platform: Platform, config: Config) -> Plan:
         raise Unsupported(f"--dtype {model}", f"this platform has {', '.join(capabilities.dtypes)}")
     if cache not in capabilities.kv_dtypes:
         raise Unsupported(f"--kv-cache-dtype {cache}", f"this platform has {', '.join(capabilities.kv_dtypes)}")
-    return plan
+    declared = msgspec.structs.replace(plan.config.platform, sampling=capabilities.sampling)
+    return msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, platform=declared))
 
 
 def _num_blocks(plan: MemoryPlan, budget: int) -> int:
@@ -143,7 +147,7 @@ def _num_blocks(plan: MemoryPlan, budget: int) -> int:
     return blocks
 
 
-def _scheduler(config: Config, executor: Executor, num_blocks: int) -> Scheduler:
+def _scheduler(config: Config, executor: Executor, num_blocks: int, clock: Clock) -> Scheduler:
     cache = CacheManager(
         executor.kv_groups(),
         num_blocks,
@@ -151,7 +155,7 @@ def _scheduler(config: Config, executor: Executor, num_blocks: int) -> Scheduler
         enable_prefix_caching=config.cache.enable_prefix_caching,
         fingerprint=f"{config.model.fingerprint}/{config.model.dtype}/{config.cache.dtype}/{config.cache.block_size}",
     )
-    return Scheduler(config.scheduler, cache, eos_token_ids=config.model.eos_token_ids)
+    return Scheduler(config.scheduler, cache, eos_token_ids=config.model.eos_token_ids, clock=clock.now)
 
 
 def plan_memory(config: Config, chosen: ChosenPlatform) -> tuple[Plan, MemoryPlan]:

@@ -20,6 +20,7 @@ class InputProcessor:
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
+        self._platform = config.platform
         self._tokenizer = tokenizer
 
     def requests(
@@ -46,6 +47,7 @@ class InputProcessor:
             )
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         self._check_ids(params.logit_bias, "logit_bias")
+        self._check_features(params)
         settled = msgspec.structs.replace(
             params,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
@@ -67,6 +69,12 @@ class InputProcessor:
             )
             for index in range(settled.n)
         ]
+
+    def _check_features(self, params: SamplingParams) -> None:
+        for feature in params.features():
+            if feature not in self._platform.sampling:
+                hint = "; set it to 0" if feature == "temperature" else ""
+                raise InvalidRequest(f"{feature}: this server's platform does not support it{hint}", param=feature)
 
     def encode(
         self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, field: str = "prompt"

@@ -151,6 +151,8 @@ class DecoderModel:
     """Embedding, a run of decoder layers, final norm and head."""
 
     def __init__(self, builder: Builder, settings: DecoderSettings) -> None:
+        if settings.num_kv_heads % builder.world or settings.num_heads % builder.world:
+            raise UnsupportedModel(f"{settings.num_kv_heads} KV heads cannot be split over {builder.world} devices")
         self.embed = Embedding(builder, "model.embed_tokens", settings.vocab_size, settings.hidden_size)
         self.rope = RotaryEmbedding(builder, settings.rope)
         self.layers = [DecoderLayer(builder, settings, i, self.rope) for i in range(settings.num_layers)]

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.defaults import EagerExecutable
 from core.errors import Unsupported
 from core.logs import get_logger
 from core.platform import Bindings, Bucket, Executable, Health, KVLayout, MemoryPlan, Plan, Platform, Progress
 from core.program import Storage
+from core.recording import LOGITS, record_model
 from core.runner.arena import plan_arena
+from core.runner.attention import attention_query, choose_attention
 from core.runner.batch import BatchState
-from core.runner.eager import EagerExecutable
 from core.runner.kernels import resolve_kernels
-from core.runner.model import LOGITS, attention_query, choose_attention, record_model
 from core.runner.model_runner import ModelRunner
 from core.sampling.sampler import Sampler
 from core.types import DType, KVGroupSpec, StepOutput, StepPlan
 from core.weights import loader
-from core.weights.source import ModelSource, open_reader
+from core.weights.quantized import open_weights
 
 log = get_logger("runner")
 
@@ -115,7 +116,7 @@ class Worker:
             seed = self._config.options.seed
             self._handles = loader.dummy_parameters(self._model.parameters, self._memory, progress, seed=seed)
         else:
-            with closing(open_reader(ModelSource.of(model))) as reader:
+            with closing(open_weights(self._config)) as reader:
                 self._handles = loader.load_parameters(self._model.parameters, reader, self._memory, progress)
                 unused = loader.unused_tensors(self._model.parameters, reader.tensors())
             if unused:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from core.hookspecs import hookimpl, parse_own_options
 from core.platform import DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
@@ -22,19 +24,20 @@ _SPIN_COUNT = "10000"
 class CpuOptions(msgspec.Struct, frozen=True):
     """`--platform-opt cpu.KEY=VALUE`."""
 
-    threads: int | None = None  # worker threads of torch and of the native kernels; None: one for each usable core
+    threads: Annotated[
+        int | None, Meta(description="worker threads of torch and the native kernels; default: one a usable core")
+    ] = None
 
 
 @hookimpl
 def plugin_info() -> PluginInfo:
     """The contract this was written for."""
-    return PluginInfo(name=NAME, vendor="core", version="0.1.0", api=(0, 1))
+    return PluginInfo(name=NAME, vendor="core", version="0.1.0", api=(1, 0), options=CpuOptions)
 
 
 @hookimpl
 def probe(env: ProbeEnv) -> ProbeResult:
     """AVAILABLE with torch and the native kernels; ABSENT without torch; BROKEN if the kernels do not load."""
-    parse_own_options(NAME, env.options, CpuOptions)
     if find_spec("torch") is None:
         return ProbeResult(state="ABSENT", reason="torch is not installed: pip install 'core[cpu]'")
     try:

@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from core.errors import UnsupportedModel
 from core.layers.rope import RopeConfig, inverse_frequencies
-from core.models.registry import architectures, settings_reader
+from core.models.registry import architectures, model_builder, settings_reader
 
 HF: dict[str, Any] = {
     "hidden_size": 64,
@@ -73,13 +73,13 @@ def test_windows(architecture: str, extra: dict[str, Any], windows: tuple[int | 
 
 
 def test_every_registered_architecture_can_be_read() -> None:
-    for name in architectures():
+    for name in architectures({}):
         assert settings_reader(name)(HF).num_layers == 4
 
 
 def test_unknown_architecture_names_the_nearest() -> None:
     with pytest.raises(UnsupportedModel, match="did you mean 'LlamaForCausalLM'"):
-        settings_reader("LlamaForCausalLm")
+        model_builder("LlamaForCausalLm", {})
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from core.defaults import ReferenceAttention, TorchMemory
+from core.defaults import ReferenceAttention, TorchMemory, bind_step
 from core.errors import DeviceLost, OutOfDeviceMemory, Unsupported
 from core.platform import AttentionBackend, Bindings, Bucket, Executable
 from core.program import Storage
-from core.runner.eager import bind_step
 from core.types import DType
 
 _READS_ON_HOST = frozenset(

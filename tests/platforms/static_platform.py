@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from core.config import Config
-from core.defaults import ReferenceAttention, ReferenceKernels, TorchMemory
+from core.defaults import ReferenceAttention, ReferenceKernels, TorchMemory, bind_step
 from core.errors import Unsupported
 from core.platform import (
     AttentionBackend,
@@ -28,7 +28,6 @@ from core.platform import (
     Plan,
     Platform,
 )
-from core.runner.eager import bind_step
 from core.types import DType
 
 BUCKETS = tuple(Bucket(tokens, min(tokens, 32)) for tokens in (1, 8, 32, 64))

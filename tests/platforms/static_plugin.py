@@ -10,7 +10,7 @@ from core.platform import Platform, PlatformContext, PluginInfo, ProbeEnv, Probe
 
 @hookimpl
 def plugin_info() -> PluginInfo:
-    return PluginInfo(name="static", vendor="tests", version="0.1", api=(0, 1), experimental=True)
+    return PluginInfo(name="static", vendor="tests", version="0.1", api=(1, 0), experimental=True)
 
 
 @hookimpl

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from core import ops
-from core.defaults import ReferenceAttention
+from core.defaults import EagerExecutable, ReferenceAttention
 from core.errors import DeviceLost, OutOfDeviceMemory, Unsupported
 from core.platform import AttentionBackend, Bindings, Bucket
 from core.program import NUM_SEQS, NUM_TOKENS, Dim, OpProgram, Storage
 from core.runner.arena import plan_arena
-from core.runner.eager import EagerExecutable
 from core.types import DType
 
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 8, 4

@@ -1,132 +1,34 @@
-"""Finding, loading, probing and choosing platform plugins. Torch-free.
+"""Probing the platforms' plugins, choosing one, making it.
 
 The parent process calls `choose` once; every other process receives the `ChosenPlatform`, and the engine's calls
-`create`. Each plugin lives in a plugin manager of its own, so that what one does wrong is its own error and leaves
-the others as they were.
+`create`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-import pluggy
-
-from core import hookspecs
+from core import envs
 from core.config import Options, nearest, parse_platform_options
-from core.errors import (
-    ApiVersionError,
-    ConfigError,
-    CoreError,
-    PlatformBroken,
-    PlatformError,
-    PlatformNotFound,
-    PluginLoadError,
-)
+from core.errors import ConfigError, CoreError, PlatformBroken, PlatformNotFound, PluginLoadError
+from core.hookspecs import parse_own_options
 from core.logs import get_logger
-from core.platform import API_VERSION, ChosenPlatform, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
-
-GROUP = "core.platforms"
-PROBE_TIMEOUT_S = 10.0
-_HOOKS = ("plugin_info", "probe", "create_platform")
+from core.platform import ChosenPlatform, Platform, PlatformContext, ProbeEnv, ProbeResult
+from core.plugins.loading import PLATFORMS, FoundPlugin, LoadedPlugin, describe, find, heard, installed, warn_of_output
 
 log = get_logger("plugins")
 
 
-# --- finding and loading -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadedPlugin:
-    """A plugin that imported, registered all hooks, and speaks our version of the contract."""
-
-    name: str
-    distribution: str  # name and version
-    info: PluginInfo
-    hooks: Any  # pluggy's relay, which is dynamic
-
-
-@dataclass(frozen=True)
-class FoundPlugin:
-    """An entry point, and what came of loading it: `plugin` or `error`."""
-
-    name: str
-    distribution: str
-    plugin: LoadedPlugin | None = None
-    error: PlatformError | None = None
-
-    def loaded(self) -> LoadedPlugin:
-        """The plugin. Raises PluginLoadError or ApiVersionError, with the cause, if it could not be loaded."""
-        if self.plugin is None:
-            assert self.error is not None
-            raise self.error
-        return self.plugin
-
-
 def discover(only: str | None = None) -> list[FoundPlugin]:
-    """Every installed plugin, by name, each loaded in isolation; with `only`, nothing else is imported."""
-    by_name: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        by_name.setdefault(entry.name, []).append(entry)
-    return [_load(name, found) for name, found in sorted(by_name.items()) if only in (None, name)]
-
-
-def _load(name: str, entries: Sequence[EntryPoint]) -> FoundPlugin:
-    distribution = " and ".join(sorted(map(_distribution, entries)))
-    if len(entries) > 1:
-        message = f"platform {name!r} is provided by {distribution}; uninstall all but one of them"
-        return FoundPlugin(name, distribution, error=PluginLoadError(message))
-    try:
-        return FoundPlugin(name, distribution, plugin=_load_one(entries[0], distribution))
-    except PlatformError as error:
-        return FoundPlugin(name, distribution, error=error)
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unnamed distribution"
-
-
-def _load_one(entry: EntryPoint, distribution: str) -> LoadedPlugin:
-    where = f"plugin {entry.name!r} of {distribution}"
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(entry.load(), entry.name)
-        manager.check_pending()
-        missing = [hook for hook in _HOOKS if not getattr(manager.hook, hook).get_hookimpls()]
-        info = None if missing else manager.hook.plugin_info()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
-        raise PluginLoadError(
-            f"{where} cannot be loaded from {entry.value}: {_describe(error)}; repair or uninstall it"
-        ) from error
-    if missing:
-        raise PluginLoadError(
-            f"{where} implements no {' and no '.join(missing)}; mark each with core.hookspecs.hookimpl"
-        )
-    if not isinstance(info, PluginInfo):
-        raise PluginLoadError(f"{where}: plugin_info() gave {info!r} where core.platform.PluginInfo is due")
-    if info.name != entry.name:
-        raise PluginLoadError(f"{where}: plugin_info() calls it {info.name!r}; the entry point must have the same name")
-    _check_version(info, where)
-    return LoadedPlugin(entry.name, distribution, info, manager.hook)
-
-
-def _check_version(info: PluginInfo, where: str) -> None:
-    major, minor = API_VERSION
-    if info.api[0] == major and info.api[1] <= minor:
-        return
-    remedy = "upgrade core, or install an older plugin" if info.api > API_VERSION else "upgrade the plugin"
-    raise ApiVersionError(
-        f"{where} was written for version {info.api[0]}.{info.api[1]} of the platform contract; "
-        f"this core has {major}.{minor}: {remedy}"
-    )
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Every installed platform, by name, each loaded in isolation; with `only`, nothing else is imported."""
+    return find(PLATFORMS, only)
 
 
 # --- probing -------------------------------------------------------------------------------------------------
@@ -161,26 +63,59 @@ class Candidate:
         return self.found.plugin.info.replaces if self.found.plugin is not None else ()
 
 
-def probe(found: FoundPlugin, options: Mapping[str, str], *, timeout_s: float = PROBE_TIMEOUT_S) -> Candidate:
-    """Ask the plugin about this machine, for at most `timeout_s`. Raises ConfigError on a bad platform option."""
-    if found.plugin is None:
-        return Candidate(found, ProbeResult(state="BROKEN", reason=str(found.error)), found.error)
+def probe(found: FoundPlugin, options: Mapping[str, str]) -> Candidate:
+    """Ask one plugin about this machine. Raises ConfigError on a bad platform option."""
+    (candidate,) = probe_all([found], lambda name: options)
+    return candidate
+
+
+def probe_all(found: Sequence[FoundPlugin], options_of: Callable[[str], Mapping[str, str]]) -> list[Candidate]:
+    """Ask plugins about this machine, side by side and for at most CORE_PROBE_TIMEOUT seconds altogether.
+
+    `options_of` gives a platform's own options. Raises ConfigError on a bad one.
+    """
+    timeout_s = envs.read().probe_timeout
+    until = time.monotonic() + timeout_s
+    with _heard_by_thread() as printed:
+        probes = [_start(one.plugin, dict(options_of(one.name))) if one.plugin else None for one in found]
+        for started in filter(None, probes):
+            started.thread.join(max(0.0, until - time.monotonic()))
+    candidates = []
+    for one, running in zip(found, probes, strict=True):
+        if running is None:
+            candidates.append(Candidate(one, ProbeResult(state="BROKEN", reason=str(one.error)), one.error))
+        else:
+            text = printed.get(running.thread, io.StringIO()).getvalue()
+            warn_of_output(f"plugin {one.name!r} of {one.distribution}", "while it is probed", text)
+            candidates.append(_judge(one, running.answers, timeout_s))
+    return candidates
+
+
+@dataclass(frozen=True)
+class _Probe:
+    thread: threading.Thread
+    answers: list[Any]  # empty until it has answered
+
+
+def _start(plugin: LoadedPlugin, options: dict[str, str]) -> _Probe:
+    check_options(plugin, options)
     answers: list[Any] = []
-    hook, env = found.plugin.hooks.probe, ProbeEnv(options=dict(options))
+    env = ProbeEnv(options=options)
     # A daemon: a probe stuck in a driver call cannot be stopped, and must not keep this process from ending.
-    thread = threading.Thread(target=_answer, args=(hook, env, answers), name=f"probe-{found.name}", daemon=True)
+    thread = threading.Thread(
+        target=_answer, args=(plugin.hooks.probe, env, answers), name=f"probe-{plugin.name}", daemon=True
+    )
     thread.start()
-    thread.join(timeout_s)
-    if not answers:
-        return _broken(found, f"its probe gave no answer in {timeout_s:g} s")
-    answer = answers[0]
-    if isinstance(answer, ConfigError):
-        raise answer
-    if isinstance(answer, ProbeResult):
-        return Candidate(found, answer)
-    if isinstance(answer, BaseException):
-        return _broken(found, f"its probe raised {_describe(answer)}", answer)
-    return _broken(found, f"its probe gave {answer!r} where core.platform.ProbeResult is due")
+    return _Probe(thread, answers)
+
+
+def check_options(plugin: LoadedPlugin, options: Mapping[str, str]) -> None:
+    """Hold `--platform-opt` against the schema that the plugin declares. Raises ConfigError."""
+    if plugin.info.options is not None:
+        parse_own_options(plugin.name, options, plugin.info.options)
+    elif options:
+        key = next(iter(options))
+        raise ConfigError(f"--platform-opt {plugin.name}.{key}", f"platform {plugin.name!r} has no options")
 
 
 def _answer(hook: Any, env: ProbeEnv, answers: list[Any]) -> None:
@@ -190,8 +125,44 @@ def _answer(hook: Any, env: ProbeEnv, answers: list[Any]) -> None:
         answers.append(error)
 
 
+def _judge(found: FoundPlugin, answers: list[Any], timeout_s: float) -> Candidate:
+    if not answers:
+        return _broken(
+            found, f"its probe gave no answer in {timeout_s:g} s; CORE_PROBE_TIMEOUT gives a slow driver more"
+        )
+    answer = answers[0]
+    if isinstance(answer, ConfigError):
+        raise answer
+    if isinstance(answer, ProbeResult):
+        return Candidate(found, answer)
+    if isinstance(answer, BaseException):
+        return _broken(found, f"its probe raised {describe(answer)}", answer)
+    return _broken(found, f"its probe gave {answer!r} where core.platform.ProbeResult is due")
+
+
 def _broken(found: FoundPlugin, reason: str, cause: BaseException | None = None) -> Candidate:
     return Candidate(found, ProbeResult(state="BROKEN", reason=f"{reason} ({found.distribution})"), cause)
+
+
+class _ByThread(io.TextIOBase):
+    """A standard output that keeps what the threads of probes print, and passes on what others do."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.printed: dict[threading.Thread, io.StringIO] = {}
+
+    def write(self, text: str) -> int:
+        thread = threading.current_thread()
+        if not thread.name.startswith("probe-"):
+            return int(self._real.write(text))
+        return self.printed.setdefault(thread, io.StringIO()).write(text)
+
+
+@contextlib.contextmanager
+def _heard_by_thread() -> Iterator[dict[threading.Thread, io.StringIO]]:
+    output = _ByThread(sys.stdout)
+    with contextlib.redirect_stdout(output):
+        yield output.printed
 
 
 # --- choosing ------------------------------------------------------------------------------------------------
@@ -203,11 +174,11 @@ def choose(options: Options) -> ChosenPlatform:
     Raises PlatformNotFound, PlatformBroken, PluginLoadError or ApiVersionError, with the cause, or ConfigError
     for a platform option that nothing takes. Nothing is ever passed over in silence.
     """
-    names = sorted({entry.name for entry in entry_points(group=GROUP)})
+    names = installed(PLATFORMS)
     _check_option_owners(options, names)
     if options.platform is not None:
         return _choose_named(options.platform, options, names)
-    candidates = [probe(found, parse_platform_options(options.platform_opt, found.name)) for found in discover()]
+    candidates = probe_all(discover(), lambda name: parse_platform_options(options.platform_opt, name))
     best = _choose_best(_contenders(candidates), candidates, fallback=options.allow_platform_fallback)
     return _chosen(best, options)
 
@@ -293,11 +264,12 @@ def create(chosen: ChosenPlatform) -> Platform:
     plugin = found[0].loaded()
     where = f"plugin {plugin.name!r} of {plugin.distribution}"
     try:
-        platform = plugin.hooks.create_platform(ctx=PlatformContext(options=dict(chosen.options)))
+        with heard(where, "when its platform is made"):
+            platform = plugin.hooks.create_platform(ctx=PlatformContext(options=dict(chosen.options)))
     except CoreError:
         raise
     except Exception as error:
-        raise PlatformBroken(f"{where} could not make its platform: {_describe(error)}") from error
+        raise PlatformBroken(f"{where} could not make its platform: {describe(error)}") from error
     if not isinstance(platform, Platform):
         raise PluginLoadError(f"{where}: create_platform() gave {platform!r} where core.platform.Platform is due")
     return platform

@@ -1,4 +1,7 @@
-"""From a configuration to a recorded program: no weights, no device, only shapes."""
+"""From a configuration to a recorded program: no weights, no device, only shapes.
+
+What an executor needs to know of a model. The default worker uses it, and so may an executor of a platform's own.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,8 @@ from dataclasses import dataclass
 
 from core import ops
 from core.config import Config
-from core.errors import Unsupported, UnsupportedModel
 from core.layers.base import AttentionSpec, Builder, GroupInputs, Parameter, StepContext
-from core.models.blocks import DecoderModel
-from core.models.registry import settings_reader
-from core.platform import AttentionBackend, AttentionQuery
+from core.models.registry import Model, model_builder
 from core.program import NUM_SEQS, NUM_TOKENS, Dim, OpProgram, Storage, Value
 from core.types import DType, KVGroupSpec
 
@@ -30,14 +30,11 @@ class RecordedModel:
 
 
 def record_model(config: Config) -> RecordedModel:
-    """Make the model of `config` and record its forward. Raises UnsupportedModel, RecordingError."""
-    settings = settings_reader(config.model.architecture)(config.model.hf_config)
-    world = config.parallel.tensor
-    if settings.num_kv_heads % world or settings.num_heads % world:
-        raise UnsupportedModel(f"{settings.num_kv_heads} KV heads cannot be split over {world} devices")
+    """Make the model of `config` and record its forward. Raises UnsupportedModel, RecordingError, PluginLoadError."""
+    build = model_builder(config.model.architecture, config.extensions.models)
     program = OpProgram()
-    builder = Builder(program, config.model.dtype, world=world)
-    model = DecoderModel(builder, settings)
+    builder = Builder(program, config.model.dtype, world=config.parallel.tensor)
+    model = build(builder, config.model.hf_config)
     groups = builder.kv_groups()
     max_blocks = -(-config.scheduler.max_model_len // config.cache.block_size)
     context = _step_context(program, builder.attention_layers, groups, max_blocks, config.cache.dtype)
@@ -45,7 +42,7 @@ def record_model(config: Config) -> RecordedModel:
     return RecordedModel(program, tuple(builder.parameters), tuple(builder.attention_layers), groups, max_blocks)
 
 
-def _forward(program: OpProgram, model: DecoderModel, context: StepContext) -> None:
+def _forward(program: OpProgram, model: Model, context: StepContext) -> None:
     program.keep(model(context), LOGITS)
 
 
@@ -74,29 +71,3 @@ def _step_context(
         groups=by_layer,
         caches={spec.layer: program.new(f"kv.{spec.layer}", (), kv_dtype, Storage.CACHE) for spec in layers},
     )
-
-
-def attention_query(spec: AttentionSpec, config: Config) -> AttentionQuery:
-    """What `spec`'s layer asks of an attention backend."""
-    return AttentionQuery(
-        head_dim=spec.head_dim,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        window=spec.window,
-        dtype=config.model.dtype,
-        kv_dtype=config.cache.dtype,
-        block_size=config.cache.block_size,
-    )
-
-
-def choose_attention(
-    backends: Sequence[AttentionBackend], layers: Sequence[AttentionSpec], config: Config
-) -> AttentionBackend:
-    """The first backend that serves every layer. Raises Unsupported with each one's reason."""
-    reasons = []
-    for backend in backends:
-        refusals = [s.reason for spec in layers if not (s := backend.supports(attention_query(spec, config)))]
-        if not refusals:
-            return backend
-        reasons.append(f"{backend.name}: {refusals[0]}")
-    raise Unsupported("attention of this model", "; ".join(reasons) or "the platform has no attention backend")

@@ -1,0 +1,112 @@
+"""The extensions of the installed plugins of the group `core.plugins`, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.config import Options, nearest, parse_plugin_options
+from core.errors import ConfigError, PluginLoadError
+from core.extensions import Extension, Extensions
+from core.hookspecs import EXTENSION_HOOKS, parse_own_options
+from core.plugins.loading import EXTENSIONS, LoadedPlugin, describe, find, heard, installed
+
+
+def extensions(options: Options) -> Extensions:
+    """What the plugins that `--plugins` lets in add. Asked once, by the process that starts the engine.
+
+    Raises PluginLoadError or ApiVersionError for a plugin that cannot be loaded: a server that lacks what it was given
+    would answer otherwise than it should. Raises ConfigError for `--plugins` or `--plugin-opt` that name none.
+    """
+    names = _wanted(options.plugins, installed(EXTENSIONS))
+    _check_option_owners(options, names)
+    tables: dict[str, dict[str, Extension]] = {hook: {} for hook in EXTENSION_HOOKS}
+    for name in names:
+        (found,) = find(EXTENSIONS, name)
+        plugin = found.loaded()
+        given = parse_plugin_options(options.plugin_opt, name)
+        _check_options(plugin, given)
+        for extension in _added(plugin, given):
+            _insert(tables[extension.kind], extension)
+    return Extensions(**tables)
+
+
+def _wanted(choice: str, names: Sequence[str]) -> list[str]:
+    if choice in ("all", "none"):
+        return list(names) if choice == "all" else []
+    wanted = [name.strip() for name in choice.split(",") if name.strip()]
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(
+                "--plugins", f"no plugin {name!r} is installed{nearest(name, list(names))} ({_listed(names)})"
+            )
+    return wanted
+
+
+def _check_option_owners(options: Options, names: Sequence[str]) -> None:
+    for pair in options.plugin_opt:
+        owner = pair.partition(".")[0]
+        parse_plugin_options((pair,), owner)  # its form
+        if owner not in names:
+            raise ConfigError(
+                f"--plugin-opt {pair}", f"no plugin {owner!r} is loaded{nearest(owner, list(names))} ({_listed(names)})"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"installed: {', '.join(names)}" if names else "none is installed"
+
+
+def _check_options(plugin: LoadedPlugin, given: Mapping[str, str]) -> None:
+    schema = plugin.info.options
+    if schema is not None:
+        parse_own_options(plugin.name, given, schema, flag="--plugin-opt")
+    elif given:
+        raise ConfigError(f"--plugin-opt {plugin.name}.{next(iter(given))}", f"plugin {plugin.name!r} has no options")
+
+
+def _added(plugin: LoadedPlugin, options: dict[str, str]) -> list[Extension]:
+    added = []
+    for hook in EXTENSION_HOOKS:
+        for name, target in _answer(plugin, hook).items():
+            added.append(
+                Extension(
+                    kind=hook,
+                    name=name,
+                    target=target,
+                    plugin=plugin.name,
+                    distribution=plugin.distribution,
+                    options=options,
+                )
+            )
+    return added
+
+
+def _answer(plugin: LoadedPlugin, hook: str) -> Mapping[str, str]:
+    """The plugin's answer to one hook, held against what the hook asks for."""
+    where = f"plugin {plugin.name!r} of {plugin.distribution}"
+    try:
+        with heard(where, f"in {hook}()"):
+            answer: Any = getattr(plugin.hooks, hook)()
+    except Exception as error:  # whatever a stranger's code raises
+        raise PluginLoadError(f"{where}: {hook}() raised {describe(error)}; repair or uninstall it") from error
+    if answer is None:  # it does not implement this one
+        return {}
+    if not isinstance(answer, Mapping) or not all(map(_is_target, answer.items())):
+        raise PluginLoadError(f"{where}: {hook}() gave {answer!r} where names with their 'module:attribute' are due")
+    return answer
+
+
+def _is_target(item: tuple[Any, Any]) -> bool:
+    name, target = item
+    module, colon, attribute = target.partition(":") if isinstance(target, str) else ("", "", "")
+    return isinstance(name, str) and bool(name and module and colon and attribute)
+
+
+def _insert(table: dict[str, Extension], extension: Extension) -> None:
+    other = table.setdefault(extension.name, extension)
+    if other is not extension:
+        raise PluginLoadError(
+            f"{extension.kind} {extension.name!r} is provided by {other.distribution} and {extension.distribution}; "
+            "uninstall one of them, or leave it out with --plugins"
+        )
