@@ -1,7 +1,8 @@
-"""A child process as its parent sees it: started with a spec, heard through a pipe, ended for certain."""
+"""A child as its parent sees it: started with a spec, heard through its reports, ended for certain."""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import os
@@ -9,29 +10,64 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from core.engine.messages import LENGTH, Failed, Report, Spec, frame
+from core.engine.messages import LENGTH, Birth, Failed, Report, Spec, frame
 
 #: The last reports of a child are in the pipe when it ends; only a grandchild that holds the pipe keeps it open.
 _LAST_REPORTS_S = 1.0
 
+OnReport = Callable[[Report], None]
 
-class Child:
-    """One process, made by `start`. Whoever starts it awaits `ended` or `stop`."""
 
-    def __init__(self, process: Process, reports: asyncio.StreamReader, on_report: Callable[[Report], None]) -> None:
+class Child(abc.ABC):
+    """One child. Whoever starts it awaits `ended` or `stop`."""
+
+    @property
+    @abc.abstractmethod
+    def pid(self) -> int:
+        """The process id."""
+
+    @property
+    @abc.abstractmethod
+    def failure(self) -> Failed | None:
+        """What the child said of its own end, if it did."""
+
+    @abc.abstractmethod
+    async def ended(self) -> str:
+        """Wait for the end; how and why, for people, as in `was killed by SIGSEGV`."""
+
+    @abc.abstractmethod
+    def terminate(self) -> None:
+        """Ask it to end by SIGTERM."""
+
+    @abc.abstractmethod
+    async def stop(self, grace_s: float) -> None:
+        """Ask an engine to end, and kill the child if it has not done so after `grace_s`."""
+
+
+class StartChild(Protocol):
+    """Starts a child."""
+
+    async def __call__(self, spec: Spec, on_report: OnReport, *, fds: tuple[int, ...] = ()) -> Child:
+        """Run `spec` in a child that also inherits `fds`; `on_report` is called with each report as it comes."""
+        ...
+
+
+class ChildProcess(Child):
+    """One process, made by `start`."""
+
+    def __init__(self, process: Process, reports: asyncio.StreamReader, on_report: OnReport) -> None:
         self._process = process
         self._on_report = on_report
         self._failure: Failed | None = None
         self._reading = asyncio.create_task(self._read(reports))
 
     @classmethod
-    async def start(
-        cls, spec_for: Callable[[int], Spec], on_report: Callable[[Report], None], *, fds: tuple[int, ...] = ()
-    ) -> Child:
-        """Run the spec that `spec_for(report_fd)` gives in a process that also inherits `fds`."""
+    async def start(cls, spec: Spec, on_report: OnReport, *, fds: tuple[int, ...] = ()) -> ChildProcess:
+        """A `StartChild`."""
         read_fd, write_fd = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -48,7 +84,7 @@ class Child:
             os.close(write_fd)
         child = cls(process, await _reader(read_fd), on_report)
         try:
-            await child._tell(spec_for(write_fd))
+            await child._tell(Birth(parent_pid=os.getpid(), report_fd=write_fd, spec=spec))
         except BaseException:
             await child.stop(0.0)
             raise
@@ -56,16 +92,13 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id."""
         return self._process.pid
 
     @property
     def failure(self) -> Failed | None:
-        """What the child said of its own end, if it did."""
         return self._failure
 
     async def ended(self) -> str:
-        """Wait for the end; how and why, for people, as in `was killed by SIGSEGV`."""
         code = await self._process.wait()
         await asyncio.wait([self._reading], timeout=_LAST_REPORTS_S)
         self._reading.cancel()
@@ -74,11 +107,10 @@ class Child:
         return f"ended with status {code}" if code >= 0 else _killed_by(-code)
 
     def terminate(self) -> None:
-        """Ask it to end by SIGTERM."""
         self._signal(signal.SIGTERM)
 
     async def stop(self, grace_s: float) -> None:
-        """Close its stdin, which asks an engine to end, and kill it if it has not done so after `grace_s`."""
+        """Closing its stdin is what asks an engine to end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -87,10 +119,10 @@ class Child:
             self._signal(signal.SIGKILL)
         await self.ended()
 
-    async def _tell(self, spec: Spec) -> None:
+    async def _tell(self, birth: Birth) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has ended already, which `ended` tells
-            self._process.stdin.write(frame(spec))
+            self._process.stdin.write(frame(birth))
             await self._process.stdin.drain()
 
     def _signal(self, number: signal.Signals) -> None:

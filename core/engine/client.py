@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from core.config import Config
 from core.engine.messages import (
@@ -33,6 +30,8 @@ from core.engine.messages import (
     encode,
     request_error,
 )
+from core.engine.sockets import SocketTransport
+from core.engine.transport import Connection, Transport
 from core.errors import EngineDead, InvalidRequest, QueueFull
 from core.logs import get_logger
 from core.types import EngineRequest, EngineStats, FinishReason, RequestDelta
@@ -123,24 +122,24 @@ class _Stream:
         return msgspec.structs.replace(self.request, output_token_ids=list(self.emitted))
 
 
-class ZmqEngineClient(EngineClient):
+class RemoteEngineClient(EngineClient):
     """An engine in another process, under the supervisor at `control_endpoint`; it need not be ready yet.
 
-    Made inside a running event loop.
+    Made inside a running event loop. Owns `transport`, which is sockets by default.
     """
 
-    def __init__(self, control_endpoint: str, config: Config) -> None:
+    def __init__(self, control_endpoint: str, config: Config, transport: Transport | None = None) -> None:
         self.config = config
         self._status = EngineStatus()
         self._changed = asyncio.Event()  # replaced at each change of state
         self._streams: dict[str, _Stream] = {}
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._incarnation = 0  # of the engine that `_engine` is connected to
-        self._context = zmq.asyncio.Context()
-        self._engine: zmq.asyncio.Socket | None = None
+        self._transport = transport or SocketTransport()
+        self._engine: Connection | None = None
         self._engine_task: asyncio.Task[None] | None = None
-        self._control = _dealer(self._context, control_endpoint)
-        self._control.send(encode(Hello(os.getpid())))
+        self._control = self._transport.connect(control_endpoint)
+        self._control.send(encode(Hello(self._transport.pid)))
         self._control_task = self._keep(self._follow_supervisor())
 
     @property
@@ -188,8 +187,7 @@ class ZmqEngineClient(EngineClient):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Aborts that were just sent get a moment to leave.
-        self._context.destroy(linger=200)
+        self._transport.close()
 
     # --- requests ---
 
@@ -230,16 +228,15 @@ class ZmqEngineClient(EngineClient):
             raise EngineDead(self._status.message)
 
     def _send(self, message: Submit | Abort | GetStats) -> None:
-        # Without a high-water mark a send never waits, so the future is done already.
         assert self._engine is not None
         self._engine.send(encode(message))
 
     # --- what the engine says ---
 
-    async def _read_engine(self, engine: zmq.asyncio.Socket) -> None:
+    async def _read_engine(self, engine: Connection) -> None:
         decoder = msgspec.msgpack.Decoder(FromEngine)
         while True:
-            message = decoder.decode(await engine.recv())
+            message = decoder.decode(await engine.receive())
             if isinstance(message, Deltas):
                 self._deliver(message.deltas)
             elif isinstance(message, Rejected):
@@ -276,7 +273,7 @@ class ZmqEngineClient(EngineClient):
     async def _follow_supervisor(self) -> None:
         decoder = msgspec.msgpack.Decoder(StateChange)
         while True:
-            change = decoder.decode(await self._control.recv())
+            change = decoder.decode(await self._control.receive())
             self._status = change.status
             if self._engine is not None and (change.endpoint is None or change.incarnation != self._incarnation):
                 self._lose_engine()
@@ -290,7 +287,7 @@ class ZmqEngineClient(EngineClient):
     def _take_engine(self, change: StateChange, endpoint: str) -> None:
         self.config = change.config or self.config
         self._incarnation = change.incarnation
-        self._engine = _dealer(self._context, endpoint)
+        self._engine = self._transport.connect(endpoint)
         self._engine_task = self._keep(self._read_engine(self._engine))
         for stream in list(self._streams.values()):
             self._submit(stream)
@@ -300,7 +297,7 @@ class ZmqEngineClient(EngineClient):
     def _lose_engine(self) -> None:
         assert self._engine is not None and self._engine_task is not None
         self._engine_task.cancel()
-        self._engine.close(linger=0)
+        self._engine.close()
         self._engine = self._engine_task = None
         for stream in self._streams.values():
             if stream.submitted and not stream.finished:
@@ -329,12 +326,3 @@ class ZmqEngineClient(EngineClient):
             if not waiter.done():
                 waiter.set_exception(error)
         self._stats_waiters.clear()
-
-
-def _dealer(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
-    """A socket that never blocks: what it holds is bounded by the requests that are running."""
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.connect(endpoint)
-    return socket

@@ -1,8 +1,8 @@
-"""What the processes of a server say to each other: msgspec structs as msgpack over private sockets and pipes.
+"""What the processes of a server say to each other: msgspec structs as msgpack, over pipes and `core.engine.transport`.
 
-    parent ── spec (stdin) ──> child ── reports (pipe) ──> parent
-    frontend (DEALER) <── StateChange ── supervisor (ROUTER)
-    frontend (DEALER) ── ToEngine ──> engine (ROUTER) ── FromEngine ──> frontend
+    parent ── Birth (stdin) ──> child ── reports (pipe) ──> parent
+    frontend ── Hello ──> supervisor ── StateChange ──> frontend
+    frontend ── ToEngine ──> engine ── FromEngine ──> frontend
 
 Each incarnation of the engine binds an endpoint of its own, so nothing that an old one said can be mistaken for
 the new one's. Torch-free.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from core.config import Config
-from core.errors import DeadlineExceeded, InvalidRequest, NotFound, QueueFull, RequestError
+from core.errors import CoreError, DeadlineExceeded, InvalidRequest, NotFound, QueueFull, RequestError
 from core.platform import ChosenPlatform, MemoryPlan, Override, Plan
 from core.types import EngineRequest, EngineStats, RequestDelta
 
@@ -124,10 +124,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What an engine process is told on its stdin. Closing that stdin afterwards asks it to end."""
+    """What an engine is told."""
 
-    parent_pid: int
-    report_fd: int
     factory: str  # module:callable, called as `core.engine.core:Engine.build`
     config: Config
     chosen: ChosenPlatform
@@ -135,10 +133,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What a frontend process is told on its stdin. SIGTERM asks it to drain and end."""
+    """What a frontend is told. SIGTERM asks it to drain and end."""
 
-    parent_pid: int
-    report_fd: int
     entry: str  # module:callable, called as entry(config, options, listen_fd, control_endpoint)
     options_type: str  # module:type that `options` are decoded into
     options: msgspec.Raw
@@ -148,6 +144,14 @@ class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Spec = EngineSpec | FrontendSpec
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True):
+    """The first thing a child process reads on its stdin. Closing that stdin afterwards asks an engine to end."""
+
+    parent_pid: int
+    report_fd: int
+    spec: Spec
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -183,6 +187,12 @@ def planned(plan: Plan, memory: MemoryPlan) -> Planned:
     """The platform's plan and the memory plan as a report."""
     sizes = {**memory.sizes(), "num_blocks": memory.num_blocks, "block_size": memory.block_size}
     return Planned(plan.config, plan.overrides, sizes)
+
+
+def failed(error: Exception) -> Failed:
+    """What ended the process, as a report."""
+    expected = isinstance(error, CoreError)
+    return Failed(str(error) if expected else f"{type(error).__name__}: {error}", expected)
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------

@@ -8,23 +8,16 @@ in a row. Children cannot outlive `Supervisor.run`: each is owned by the task th
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from core.config import Config
-from core.engine.child import Child
+from core.engine.child import Child, ChildProcess, StartChild
 from core.engine.messages import (
     EngineSpec,
     EngineStatus,
@@ -37,7 +30,8 @@ from core.engine.messages import (
     StateChange,
     encode,
 )
-from core.engine.process import bind_private
+from core.engine.sockets import SocketHub
+from core.engine.transport import OpenHub, Peer
 from core.errors import CoreError, EngineDead
 from core.logs import get_logger
 from core.platform import ChosenPlatform
@@ -50,8 +44,6 @@ LONGEST_DELAY_S = 30.0
 SOUND_AFTER_S = 60.0
 #: What an engine gets to give its devices back, and frontends to deliver their last errors.
 GRACE_S = 5.0
-#: sun_path of unix(7) holds 107 bytes; `/core-xxxxxxxx/engine-1000000.ipc` takes 34 of them.
-_LONGEST_DIRECTORY = 107 - 34
 
 log = get_logger("supervisor")
 
@@ -86,7 +78,7 @@ class Observer(Protocol):
 class RestartPolicy:
     """When to start a child again: at once, then after 1, 2, 4 … 30 seconds, or never."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._deaths = 0
         self._unready_deaths = 0
@@ -110,16 +102,27 @@ class RestartPolicy:
 
 
 class Supervisor:
-    """Runs one server from start to end: `await Supervisor(launch, observer).run()`, once."""
+    """Runs one server from start to end: `await Supervisor(launch, observer).run()`, once.
 
-    def __init__(self, launch: Launch, observer: Observer) -> None:
+    `open_hub` and `start_child` say what the server is made of: sockets and processes.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        observer: Observer,
+        *,
+        open_hub: OpenHub = SocketHub.open,
+        start_child: StartChild = ChildProcess.start,
+    ) -> None:
         self._launch = launch
         self._observer = observer
+        self._open_hub = open_hub
+        self._start_child = start_child
         self._state = StateChange(status=EngineStatus(platform=launch.chosen.name))
-        self._peers: set[bytes] = set()  # frontends, by their identity on the control socket
+        self._peers: dict[Peer, None] = {}  # frontends on the hub, told in the order they came
         self._frontends: dict[int, tuple[Child, RestartPolicy]] = {}  # by process id
         self._greeted: set[int] = set()  # those of them that have said hello
-        self._engine_policy = RestartPolicy()
         self._planned_config = launch.config
         self._was_ready = False
         self._was_serving = False
@@ -132,14 +135,8 @@ class Supervisor:
 
         Raises EngineDead where no engine can be brought up, CoreError where no frontend can.
         """
-        with (
-            self._signals(),
-            private_directory() as self._directory,
-            zmq.asyncio.Context() as context,
-            context.socket(zmq.ROUTER) as self._control,
-        ):
-            self._control.linger = 1000  # the last message may be the one that says why there will be no other
-            bind_private(self._control, _endpoint(self._directory, "control"))
+        self._engine_policy = RestartPolicy(asyncio.get_running_loop().time)
+        with self._signals(), self._open_hub() as self._hub:
             await self._serve()
 
     def _on_signal(self) -> None:
@@ -206,12 +203,10 @@ class Supervisor:
 
     async def _run_engine(self, incarnation: int) -> str:
         """One engine from start to end; how it ended."""
-        endpoint = _endpoint(self._directory, f"engine-{incarnation}")
+        endpoint = self._hub.endpoint(f"engine-{incarnation}")
         self._state = msgspec.structs.replace(self._state, incarnation=incarnation)
-        child = await Child.start(
-            lambda report_fd: EngineSpec(
-                parent_pid=os.getpid(),
-                report_fd=report_fd,
+        child = await self._start_child(
+            EngineSpec(
                 factory=self._launch.engine_factory,
                 config=self._launch.config,
                 chosen=self._launch.chosen,
@@ -225,7 +220,7 @@ class Supervisor:
             # One that is still loading has nothing to give back, and would not look up from it.
             await child.stop(GRACE_S if self._state.endpoint == endpoint else 0.0)
             self._state = msgspec.structs.replace(self._state, endpoint=None, config=None)
-            Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+            self._hub.retire(endpoint)
         return reason
 
     def _on_engine_report(self, report: Report, endpoint: str) -> None:
@@ -252,7 +247,7 @@ class Supervisor:
     # --- frontends ---
 
     async def _keep_frontend(self) -> None:
-        policy = RestartPolicy()
+        policy = RestartPolicy(asyncio.get_running_loop().time)
         while True:
             child = await self._start_frontend()
             self._frontends[child.pid] = child, policy
@@ -274,16 +269,14 @@ class Supervisor:
 
     async def _start_frontend(self) -> Child:
         options = self._launch.frontend_options
-        return await Child.start(
-            lambda report_fd: FrontendSpec(
-                parent_pid=os.getpid(),
-                report_fd=report_fd,
+        return await self._start_child(
+            FrontendSpec(
                 entry=self._launch.frontend_entry,
                 options_type=f"{type(options).__module__}:{type(options).__qualname__}",
                 options=msgspec.Raw(encode(options)),
                 config=self._launch.config,
                 listen_fd=self._launch.listen_fd,
-                control_endpoint=_endpoint(self._directory, "control"),
+                control_endpoint=self._hub.endpoint("control"),
             ),
             lambda report: None,  # it has nothing to report but its failure, which the child keeps
             fds=(self._launch.listen_fd,),
@@ -292,9 +285,9 @@ class Supervisor:
     async def _answer_frontends(self) -> None:
         decoder = msgspec.msgpack.Decoder(Hello)
         while True:
-            peer, body = await self._control.recv_multipart()
-            hello = decoder.decode(body)
-            self._peers.add(peer)
+            peer, message = await self._hub.receive()
+            hello = decoder.decode(message)
+            self._peers[peer] = None
             self._tell(peer)
             if hello.pid in self._frontends:
                 self._frontends[hello.pid][1].ready()
@@ -317,25 +310,6 @@ class Supervisor:
         for peer in list(self._peers):
             self._tell(peer)
 
-    def _tell(self, peer: bytes) -> None:
-        # Without a high-water mark a send is done, or has failed, when the call returns.
-        sent = cast("asyncio.Future[Any]", self._control.send_multipart((peer, encode(self._state))))
-        if (error := sent.exception()) is not None:
-            if not isinstance(error, zmq.ZMQError) or error.errno != zmq.EHOSTUNREACH:
-                raise error
-            self._peers.discard(peer)
-
-
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """A directory that only this user may enter, gone afterwards; its path is short enough for sockets in it."""
-    base = tempfile.gettempdir()
-    directory = tempfile.mkdtemp(prefix="core-", dir=base if len(os.fsencode(base)) <= _LONGEST_DIRECTORY else "/tmp")
-    try:
-        yield Path(directory)
-    finally:
-        shutil.rmtree(directory)
-
-
-def _endpoint(directory: Path, name: str) -> str:
-    return f"ipc://{directory}/{name}.ipc"
+    def _tell(self, peer: Peer) -> None:
+        if not self._hub.send(peer, encode(self._state)):
+            del self._peers[peer]

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from core import envs
 from core.config import Config
-from core.engine.client import EngineClient, ZmqEngineClient
+from core.engine.client import EngineClient, RemoteEngineClient
 from core.logs import get_logger
 from core.metrics import PrometheusMetrics
 from core.server.access import access_middleware
@@ -65,7 +65,7 @@ def run_frontend(config: Config, options: ServerOptions, listen_fd: int, control
 async def _serve(config: Config, options: ServerOptions, listen_fd: int, control_endpoint: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = ZmqEngineClient(control_endpoint, config)
+    client = RemoteEngineClient(control_endpoint, config)
     tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
     app = create_app(client, tokenizer, options)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)

@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 from fake_engine import CONFIG, make_request
 
-from core.engine.client import MAX_DEATHS, ZmqEngineClient
+from core.engine.client import MAX_DEATHS, RemoteEngineClient
 from core.engine.messages import (
     Abort,
     Deltas,
@@ -40,7 +40,7 @@ class Stage:
         self._context = zmq.asyncio.Context()
         self._routers: list[zmq.asyncio.Socket] = []
         self._control = self.bind("control")
-        self.client = ZmqEngineClient(self.endpoint("control"), CONFIG)
+        self.client = RemoteEngineClient(self.endpoint("control"), CONFIG)
 
     def endpoint(self, name: str) -> str:
         return f"ipc://{self._directory / name}"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.engine.messages import (
     LENGTH,
+    Birth,
     Deltas,
     EngineSpec,
     FromEngine,
@@ -77,14 +78,15 @@ def test_an_error_of_an_unknown_kind_stays_a_request_error() -> None:
     assert type(request_error(rejection("r", Special("x")))) is RequestError
 
 
+def arrive(spec: Spec) -> Spec:
+    birth = Birth(parent_pid=1, report_fd=2, spec=spec)
+    return msgspec.msgpack.decode(frame(birth)[LENGTH.size :], type=Birth).spec
+
+
 def test_specs_arrive_as_they_were() -> None:
-    engine = EngineSpec(
-        parent_pid=1, report_fd=2, factory="a:b", config=CONFIG, chosen=ChosenPlatform("cpu", {"k": "v"}), endpoint="e"
-    )
+    engine = EngineSpec(factory="a:b", config=CONFIG, chosen=ChosenPlatform("cpu", {"k": "v"}), endpoint="e")
     options = ServerOptions(port=1, api_key=("k",))
     frontend = FrontendSpec(
-        parent_pid=1,
-        report_fd=2,
         entry="a:b",
         options_type="core.server.options:ServerOptions",
         options=msgspec.Raw(encode(options)),
@@ -92,8 +94,9 @@ def test_specs_arrive_as_they_were() -> None:
         listen_fd=3,
         control_endpoint="c",
     )
-    assert msgspec.msgpack.decode(frame(engine)[LENGTH.size :], type=Spec) == engine
-    arrived = msgspec.msgpack.decode(frame(frontend)[LENGTH.size :], type=Spec)
+    assert arrive(engine) == engine
+    arrived = arrive(frontend)
+    assert isinstance(arrived, FrontendSpec)
     assert msgspec.msgpack.decode(arrived.options, type=load_name(arrived.options_type)) == options
 
 

@@ -18,7 +18,7 @@ import pytest
 from fake_engine import BAD_LUCK, CONFIG, POISON, FakeEngine, FrontendOptions, collect, make_request, tokens_of
 
 from core.engine import supervisor
-from core.engine.client import ZmqEngineClient
+from core.engine.client import RemoteEngineClient
 from core.engine.messages import EngineStatus, Planned
 from core.engine.supervisor import Launch, Supervisor
 from core.errors import CoreError, EngineDead, InvalidRequest, QueueFull
@@ -57,9 +57,9 @@ class Server:
         (directory,) = self._base.glob("core-*")
         return directory
 
-    async def connect(self) -> ZmqEngineClient:
+    async def connect(self) -> RemoteEngineClient:
         await until(lambda: bool(list(self._base.glob("core-*/control.ipc"))))
-        return ZmqEngineClient(f"ipc://{self.directory}/control.ipc", CONFIG)
+        return RemoteEngineClient(f"ipc://{self.directory}/control.ipc", CONFIG)
 
     def engine_pids(self) -> list[int]:
         return [int(pid) for pid in self._engine_log.read_text().split()] if self._engine_log.exists() else []
@@ -74,7 +74,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def until_running(client: ZmqEngineClient, count: int) -> None:
+async def until_running(client: RemoteEngineClient, count: int) -> None:
     while (await client.stats()).running != count:
         await asyncio.sleep(0.01)
 

@@ -17,13 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.supervisor import (
-    GIVE_UP_AFTER,
-    LONGEST_DELAY_S,
-    SOUND_AFTER_S,
-    RestartPolicy,
-    private_directory,
-)
+from core.engine.sockets import private_directory
+from core.engine.supervisor import GIVE_UP_AFTER, LONGEST_DELAY_S, SOUND_AFTER_S, RestartPolicy
 
 
 class Clock:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
-from core.engine.client import ZmqEngineClient
+from core.engine.client import RemoteEngineClient
 from core.errors import ConfigError, InvalidRequest, QueueFull, Unsupported
 from core.platform import ChosenPlatform, MemoryPlan, Override, Plan
 from core.types import DType, EngineRequest, EngineStats, RequestDelta, SamplingParams
@@ -168,7 +168,7 @@ def run_frontend(config: Config, options: FrontendOptions, listen_fd: int, contr
 async def _frontend(config: Config, options: FrontendOptions, control_endpoint: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = ZmqEngineClient(control_endpoint, config)
+    client = RemoteEngineClient(control_endpoint, config)
     requests = [
         make_request(f"{os.getpid()}-{index}", [index + 1], options.tokens) for index in range(options.requests)
     ]
