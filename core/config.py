@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import ConfigError
-from core.extensions import NO_EXTENSIONS, Extensions
+from core.extensions import NO_EXTENSIONS, Extension, Extensions
 from core.types import SAMPLING_FEATURES, DType
 
 GIB = 1 << 30
@@ -71,6 +72,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         str, Meta(description="plugins of the group core.plugins to load: all, none, or names with commas between")
     ] = "all"
     plugin_opt: Annotated[tuple[str, ...], Meta(description="NAME.KEY=VALUE, an option of a plugin (repeatable)")] = ()
+
+    # sampling
+    logits_processor: Annotated[
+        tuple[str, ...], Meta(description="change logits by this processor of a plugin (repeatable, in that order)")
+    ] = ()
+    sampler: Annotated[str | None, Meta(description="choose tokens by this sampler of a plugin; default: our own")] = (
+        None
+    )
 
     # KV cache
     block_size: Annotated[Positive | None, Meta(description="tokens in a KV block; default: the platform's")] = None
@@ -233,6 +242,10 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
     `extensions` is what the plugins add (`core.plugins.extensions`). Downloads the model first where it is a hub name.
     Raises ModelError, ConfigError.
     """
+    _check_names("--logits-processor", options.logits_processor, extensions.logits_processors)
+    _check_names("--sampler", (options.sampler,) if options.sampler else (), extensions.samplers)
+    if options.sampler and options.logits_processor:
+        raise ConfigError("--logits-processor", "a --sampler of a plugin does without; drop one of the two")
     from core.weights import quantized, source  # reading headers; nothing is loaded
 
     name = model if model is not None else source.default_model()
@@ -273,6 +286,13 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
         parallel=ParallelConfig(tensor=options.tensor_parallel_size, pipeline=options.pipeline_parallel_size),
         extensions=extensions,
     )
+
+
+def _check_names(flag: str, names: Iterable[str], known: Mapping[str, Extension]) -> None:
+    for name in names:
+        if name not in known:
+            listed = f"known: {', '.join(sorted(known))}" if known else "no plugin adds one"
+            raise ConfigError(flag, f"there is no {name!r}{nearest(name, list(known))} ({listed})")
 
 
 def _scheduler(options: Options, max_model_len: int) -> SchedulerConfig:

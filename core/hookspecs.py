@@ -146,7 +146,7 @@ def logits_processors() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Changes to logits before a token is chosen, switched on with `--logits-processor NAME`, in that order.
 
     The target is called as `make(options: Mapping[str, str])` with the plugin's options and gives a
-    `core.sampling.processors.LogitsProcessor`.
+    `core.sampling.base.LogitsProcessor`. A client sets what it reads in `vllm_xargs` (`SamplingParams.extra_args`).
     """
 
 
@@ -154,8 +154,9 @@ def logits_processors() -> Mapping[str, str]:  # type: ignore[empty-body]
 def samplers() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Ways to choose the next token, in place of the core's own, chosen with `--sampler NAME`.
 
-    The target is called as `make(eos_token_ids: Sequence[int], options: Mapping[str, str])` and gives an object with
-    the `sample` method of `core.sampling.sampler.Sampler`.
+    The target is called as `make(eos_token_ids: Sequence[int], options: Mapping[str, str])` and gives a
+    `core.sampling.base.Sampler`. It honours the parameters that a request has, or the server's answers are not what was
+    asked for.
     """
 
 

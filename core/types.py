@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -84,6 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_tokens: int | None = 16  # None: until the context is full
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
     skip_special_tokens: bool = True
+    extra_args: dict[str, Any] = {}  # for logits processors and samplers that plugins add
 
     def __post_init__(self) -> None:
         _check_range("n", self.n, 1, MAX_CHOICES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.platform import Bucket
-from core.sampling.batch import SamplingBatch, is_plain_greedy
+from core.sampling.batch import SamplingBatch
 from core.types import Admission, SamplingParams, StepPlan
 
 IntArray = npt.NDArray[np.int32]
@@ -30,19 +31,29 @@ class StepInputs:
 
 
 class BatchState:
-    """Tokens, lengths and block tables of up to `max_num_seqs` requests, by row."""
+    """Tokens, lengths and block tables of up to `max_num_seqs` requests, by row.
+
+    `argmax[row]` is what `is_argmax` says of the row's parameters (`core.sampling.Sampler.is_argmax`).
+    """
 
     def __init__(
-        self, max_num_seqs: int, max_model_len: int, max_blocks: int, num_groups: int, block_size: int
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_blocks: int,
+        num_groups: int,
+        block_size: int,
+        is_argmax: Callable[[SamplingParams], bool],
     ) -> None:
         self._block_size = block_size
+        self._is_argmax = is_argmax
         # One token more than the longest context: the last one sampled is never computed.
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.num_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)
         self.num_prompt = np.zeros(max_num_seqs, np.int64)
         self.choice = np.zeros(max_num_seqs, np.int64)
-        self.plain_greedy = np.ones(max_num_seqs, np.bool_)
+        self.argmax = np.ones(max_num_seqs, np.bool_)
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
         self.block_tables: list[IntArray] = [np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)]
 
@@ -63,7 +74,7 @@ class BatchState:
         self.num_prompt[row] = admission.num_prompt_tokens
         self.choice[row] = admission.choice_index
         self.params[row] = admission.params
-        self.plain_greedy[row] = is_plain_greedy(admission.params)
+        self.argmax[row] = self._is_argmax(admission.params)
         for table, blocks in zip(self.block_tables, admission.block_ids, strict=True):
             table[row, : len(blocks)] = blocks
 

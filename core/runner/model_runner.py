@@ -11,7 +11,8 @@ from core.errors import Unsupported
 from core.platform import AttentionBackend, Bucket, Executable, MemoryBackend
 from core.program import Value
 from core.runner.batch import BatchState, StepInputs
-from core.sampling.sampler import Sampler, greedy
+from core.sampling import Sampler
+from core.sampling.sampler import greedy
 from core.types import KVGroupSpec, KVOp, StepOutput, StepPlan, TokenLogprobs
 
 #: Makes the executable of a step shape; called once for each where buckets are declared, else once in all.
@@ -74,7 +75,7 @@ class ModelRunner:
         if len(rows) < len(inputs.rows):
             wanted = wanted[torch.from_numpy(inputs.sampling)]
         logprobs: dict[int, TokenLogprobs] = {}
-        if self._batch.plain_greedy[rows].all():
+        if self._batch.argmax[rows].all():
             token_ids = greedy(wanted)
         else:
             token_ids, by_index = self._sampler.sample(wanted, self._batch.sampling_batch(rows))

@@ -20,7 +20,7 @@ from core.runner.attention import attention_query, choose_attention
 from core.runner.batch import BatchState
 from core.runner.kernels import resolve_kernels
 from core.runner.model_runner import ModelRunner
-from core.sampling.sampler import Sampler
+from core.sampling import make_sampler
 from core.types import DType, KVGroupSpec, StepOutput, StepPlan
 from core.weights import loader
 from core.weights.quantized import open_weights
@@ -138,12 +138,17 @@ class Worker:
             planes = tuple(self._memory.alloc(shape, layout.dtype, "kv") for _ in range(layout.planes))
             layers[layer] = self._handles[caches[f"kv.{layer}"].index] = planes
         scheduler, cache = self._config.scheduler, self._config.cache
-        model = self._model
+        model, sampler = self._model, make_sampler(self._config)
         self._runner = ModelRunner(
             batch=BatchState(
-                scheduler.max_num_seqs, scheduler.max_model_len, model.max_blocks, len(model.groups), cache.block_size
+                scheduler.max_num_seqs,
+                scheduler.max_model_len,
+                model.max_blocks,
+                len(model.groups),
+                cache.block_size,
+                sampler.is_argmax,
             ),
-            sampler=Sampler(self._config.model.eos_token_ids),
+            sampler=sampler,
             executable_for=self._executable_for,
             buckets=self._buckets,
             inputs=model.program.named(Storage.INPUT),

@@ -1,4 +1,4 @@
-"""Chooses each sequence's next token."""
+"""The core's own way to choose each sequence's next token."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.sampling.batch import SamplingBatch
+from core.sampling.base import LogitsProcessor, Sampler
+from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.logprobs import token_logprobs
 from core.sampling.penalties import adjust_logits
 from core.sampling.random import gumbels
 from core.types import SamplingParams, TokenLogprobs
 
 
-class Sampler:
+class DefaultSampler(Sampler):
     """Greedy, or a draw from the distribution that temperature, top-k, top-p and min-p leave.
 
     A draw depends on the logits and on (seed, choice, position), not on the neighbours in the batch.
     """
 
-    def __init__(self, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, eos_token_ids: Sequence[int], processors: Sequence[LogitsProcessor] = ()) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
+        self._processors = tuple(processors)
+
+    def is_argmax(self, params: SamplingParams) -> bool:
+        """Greedy, and nothing changes the logits or asks for more."""
+        return is_plain_greedy(params) and not any(processor.applies(params) for processor in self._processors)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> tuple[npt.NDArray[np.int64], dict[int, TokenLogprobs]]:
         """logits float32 [n, vocab] -> token ids [n], and the logprobs of those that asked, by index in the batch."""
         adjusted = logits.clone()
+        if self._processors:
+            self._process(adjusted, batch)
         adjust_logits(adjusted, batch, self._eos_token_ids)
         tokens = greedy(adjusted)
         for i, params in enumerate(batch.params):
@@ -39,6 +47,12 @@ class Sampler:
             if params.logprobs is not None
         }
         return tokens, logprobs
+
+    def _process(self, logits: Tensor, batch: SamplingBatch) -> None:
+        for row, (params, prompt, output) in zip(logits, batch.histories(), strict=True):
+            for processor in self._processors:
+                if processor.applies(params):
+                    processor.process(row, params, prompt, output)
 
 
 def greedy(logits: Tensor) -> npt.NDArray[np.int64]:

@@ -7,13 +7,16 @@ import pytest
 
 from core.platform import Bucket
 from core.runner.batch import BatchState, pick_bucket
+from core.sampling.batch import is_plain_greedy
 from core.types import Admission, SamplingParams, StepPlan
 
 BLOCK = 4
 
 
 def make_state() -> BatchState:
-    return BatchState(max_num_seqs=4, max_model_len=32, max_blocks=8, num_groups=1, block_size=BLOCK)
+    return BatchState(
+        max_num_seqs=4, max_model_len=32, max_blocks=8, num_groups=1, block_size=BLOCK, is_argmax=is_plain_greedy
+    )
 
 
 def admission(row: int, tokens: list[int], blocks: list[int], computed: int = 0) -> Admission:

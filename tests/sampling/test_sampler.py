@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.penalties import adjust_logits
 from core.sampling.random import gumbels, uniforms
-from core.sampling.sampler import Sampler, draw, likely
+from core.sampling.sampler import DefaultSampler, draw, likely
 from core.types import SamplingParams
 
 VOCAB = 50
@@ -125,18 +125,18 @@ class TestSampler:
             SamplingParams(seed=3, top_p=0.8, logprobs=2),
         ]
         many = logits(4)
-        together, logprobs = Sampler([EOS]).sample(many, batch(params))
+        together, logprobs = DefaultSampler([EOS]).sample(many, batch(params))
         for i, own in enumerate(params):
             single = batch([own])
             alone = SamplingBatch(single.params, single.tokens, single.num_tokens, single.num_prompt, np.array([i]))
-            token, found = Sampler([EOS]).sample(many[i : i + 1], alone)
+            token, found = DefaultSampler([EOS]).sample(many[i : i + 1], alone)
             assert token[0] == together[i]
             assert found.get(0) == logprobs.get(i)
 
     def test_logprobs_are_of_the_unmodified_distribution(self) -> None:
         one = logits()
         params = SamplingParams(seed=1, temperature=0.3, repetition_penalty=1.5, logprobs=3)
-        (token,), found = Sampler([EOS]).sample(one, batch([params]))
+        (token,), found = DefaultSampler([EOS]).sample(one, batch([params]))
         exact = one[0].log_softmax(-1)
         assert found[0].logprob == pytest.approx(float(exact[token]))
         assert found[0].rank == int((exact > exact[token]).sum()) + 1
@@ -144,15 +144,15 @@ class TestSampler:
 
     def test_choices_of_one_seed_differ(self) -> None:
         flat = torch.zeros(16, VOCAB)
-        tokens, _ = Sampler([EOS]).sample(flat, batch([SamplingParams(seed=5)] * 16))
+        tokens, _ = DefaultSampler([EOS]).sample(flat, batch([SamplingParams(seed=5)] * 16))
         assert len(set(tokens.tolist())) > 8
 
     def test_min_tokens_holds_back_every_end(self) -> None:
         ends = torch.full((1, VOCAB), -5.0)
         ends[0, [EOS, 7]] = 10.0
         params = SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=(7,))
-        assert Sampler([EOS]).sample(ends, batch([params], output=[4]))[0][0] not in (EOS, 7)
-        assert Sampler([EOS]).sample(ends, batch([params], output=[4, 4]))[0][0] in (EOS, 7)
+        assert DefaultSampler([EOS]).sample(ends, batch([params], output=[4]))[0][0] not in (EOS, 7)
+        assert DefaultSampler([EOS]).sample(ends, batch([params], output=[4, 4]))[0][0] in (EOS, 7)
 
 
 class TestPenalties:
