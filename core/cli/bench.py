@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.bench import load, server
 from core.bench.figures import Figures, machine, save, show
-from core.cli.options import add_engine_options, engine_options, flag
+from core.cli.options import add_engine_options, count, engine_options, flag, positive
 from core.config import Options
 from core.progress import ProgressBar
 
@@ -23,29 +23,29 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("bench", help="measure latency, throughput, a server under load, or the start-up")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="latency|throughput|serve|startup")
     latency = _kind(kinds, "latency", "how long one batch takes, in this process", _latency)
-    latency.add_argument("--batch-size", type=_count, default=8, metavar="N", help="(default: %(default)s)")
-    latency.add_argument("--warmup", type=_count, default=2, metavar="N", help="runs before (default: %(default)s)")
-    latency.add_argument("--runs", type=_count, default=10, metavar="N", help="runs that count (default: %(default)s)")
+    latency.add_argument("--batch-size", type=count, default=8, metavar="N", help="(default: %(default)s)")
+    latency.add_argument("--warmup", type=count, default=2, metavar="N", help="runs before (default: %(default)s)")
+    latency.add_argument("--runs", type=count, default=10, metavar="N", help="runs that count (default: %(default)s)")
     throughput = _kind(kinds, "throughput", "tokens a second over many prompts, in this process", _throughput)
-    throughput.add_argument("--requests", type=_count, default=64, metavar="N", help="(default: %(default)s)")
+    throughput.add_argument("--requests", type=count, default=64, metavar="N", help="(default: %(default)s)")
     for kind in (latency, throughput):
-        kind.add_argument("--input-tokens", type=_count, default=32, metavar="N", help="(default: %(default)s)")
-        kind.add_argument("--output-tokens", type=_count, default=64, metavar="N", help="(default: %(default)s)")
+        kind.add_argument("--input-tokens", type=count, default=32, metavar="N", help="(default: %(default)s)")
+        kind.add_argument("--output-tokens", type=count, default=64, metavar="N", help="(default: %(default)s)")
     _add_load(_kind(kinds, "serve", "what clients see of a server under load", _serve))
     startup = _kind(kinds, "startup", "from `core serve` to ready and to the first token", _startup)
-    startup.add_argument("--runs", type=_count, default=5, metavar="N", help="(default: %(default)s)")
+    startup.add_argument("--runs", type=count, default=5, metavar="N", help="(default: %(default)s)")
     _add_timeout(startup)
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="a server that runs already; default: start one, and end it afterwards")
     parser.add_argument("--served-model", metavar="NAME", help="the model's name there (default: whichever it serves)")
-    parser.add_argument("--requests", type=_count, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--requests", type=count, default=32, metavar="N", help="(default: %(default)s)")
     loop = parser.add_mutually_exclusive_group()
-    loop.add_argument("--concurrency", type=_count, default=8, metavar="N", help="in flight (default: %(default)s)")
-    loop.add_argument("--rate", type=_rate, metavar="R", help="requests a second, at random times (Poisson)")
-    parser.add_argument("--input-words", type=_count, default=128, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--output-tokens", type=_count, default=64, metavar="N", help="(default: %(default)s)")
+    loop.add_argument("--concurrency", type=count, default=8, metavar="N", help="in flight (default: %(default)s)")
+    loop.add_argument("--rate", type=positive, metavar="R", help="requests a second, at random times (Poisson)")
+    parser.add_argument("--input-words", type=count, default=128, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--output-tokens", type=count, default=64, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--shared-prefix-words", type=int, default=0, metavar="N", help="the same ones in all prompts")
     parser.add_argument("--load-seed", type=int, default=0, metavar="N", help="of prompts and times")
     _add_timeout(parser)
@@ -53,7 +53,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 def _add_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--timeout", type=_rate, default=600.0, metavar="S", help="seconds a server may take to start (default: 600)"
+        "--timeout", type=positive, default=600.0, metavar="S", help="seconds a server may take to start (default: 600)"
     )
 
 
@@ -69,18 +69,6 @@ def _kind(
     add_engine_options(parser)
     parser.set_defaults(measure=measure)
     return parser
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
-
-
-def _rate(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{value} is not more than 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

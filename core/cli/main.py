@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "talk with a model that is served",
     "complete": "let a model that is served continue a text",
     "plan": "show where a model's memory would go, without loading it",
+    "simulate": "replay a trace of requests on simulated hardware, in virtual time",
     "platforms": "show the hardware platforms, their state, and why",
     "bench": "measure latency, throughput, a server under load, or the start-up",
 }

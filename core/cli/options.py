@@ -8,6 +8,7 @@ the struct's defaults are the only ones.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -59,6 +60,20 @@ def given_options(args: argparse.Namespace, options: type[OptionsT]) -> OptionsT
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         raise ConfigError(flag(path.rstrip("`")), message) from error
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argument that is a number above 0."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def _described(hint: Any) -> tuple[inspect.Type, str]:

@@ -49,8 +49,12 @@ class Engine:
 
     @classmethod
     def build(cls, config: Config, chosen: ChosenPlatform, progress: Progress, planned: Planned) -> Engine:
-        """Plan, say so, load, size the KV cache, warm up. Gives everything back if that fails."""
-        platform = plugins.create(chosen)
+        """Make the chosen platform, and an engine on it."""
+        return cls.on(plugins.create(chosen), config, progress, planned)
+
+    @classmethod
+    def on(cls, platform: Platform, config: Config, progress: Progress, planned: Planned) -> Engine:
+        """Plan, say so, load, size the KV cache, warm up. Owns `platform`, and gives everything back if that fails."""
         with ExitStack() as undo:
             undo.callback(platform.close)
             plan = _plan(platform, config)
@@ -66,6 +70,11 @@ class Engine:
             executor.warmup(progress)
             undo.pop_all()
         return cls(platform, plan, memory_plan, executor, scheduler)
+
+    @property
+    def clock(self) -> Clock:
+        """The platform's time, on the scale of arrivals and deadlines."""
+        return self._platform.clock
 
     # --- requests ---
 

@@ -17,7 +17,7 @@ from core.bench import load
 from core.bench.figures import percentile, spread
 from core.cli import bench
 from core.cli.main import Parser, main
-from core.cli.options import engine_options
+from core.cli.options import count, engine_options
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 100))
@@ -88,7 +88,7 @@ def test_a_server_that_does_not_start(tmp_path: Path, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_counts_are_positive(value: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="less than 1"):
-        bench._count(value)
+        count(value)
 
 
 def test_latency_and_throughput(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
