@@ -18,7 +18,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast lint build bench clean
+.PHONY: help serve test test-fast lint api-lock build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -36,6 +36,9 @@ lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+api-lock: $(VENV)/.python  ## renew tests/api.lock after API_VERSION was raised
+	@$(BIN)/python tests/support/api_lock.py
 
 build: $(VENV)/.dev  ## make dist/*.tar.gz and dist/*.whl
 	$(BIN)/python -m build

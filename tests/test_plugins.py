@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import distributions
 import pytest
 
 from core import plugins
@@ -67,11 +68,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def add(name: str, *, dist: str | None = None, body: str | None = None, **parts: Any) -> None:
         module = f"plugin_{tmp_path.name}_{next(numbers)}".replace("-", "_")
         dist = dist or f"acme-{name}"
-        (tmp_path / f"{module}.py").write_text(body if body is not None else plugin_source(name, **parts))
-        folder = tmp_path / f"{dist.replace('-', '_')}-1.0.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
-        (folder / "entry_points.txt").write_text(f"[core.platforms]\n{name} = {module}\n")
+        source = body if body is not None else plugin_source(name, **parts)
+        distributions.install(tmp_path, dist, {"core.platforms": {name: module}}, {module: source})
         monkeypatch.syspath_prepend(str(tmp_path))  # again: drops what importlib remembers of the directory
 
     return add

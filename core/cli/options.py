@@ -40,9 +40,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[msgspec.Struct], 
     """A flag for each field of a struct of options."""
     group = parser.add_argument_group(title)
     for field in msgspec.structs.fields(options):
-        kind, text = _described(field.type)
-        if field.default not in (None, (), msgspec.NODEFAULT):
-            text += f" (default: {_shown(field.default)})"
+        kind, text = _described(field)
         group.add_argument(
             flag(field.name),
             dest=field.name,
@@ -50,6 +48,11 @@ def add_options(parser: argparse.ArgumentParser, options: type[msgspec.Struct], 
             help=text.replace("%", "%%"),
             **_arguments(kind),
         )
+
+
+def describe_options(options: type[msgspec.Struct]) -> dict[str, str]:
+    """What the fields of a struct of options are for, with their defaults."""
+    return {field.name: _described(field)[1] for field in msgspec.structs.fields(options)}
 
 
 def given_options(args: argparse.Namespace, options: type[OptionsT]) -> OptionsT:
@@ -76,15 +79,17 @@ def positive(text: str) -> float:
     return value
 
 
-def _described(hint: Any) -> tuple[inspect.Type, str]:
-    """A field's type without None, and its description."""
-    kind, description = inspect.type_info(hint), ""
+def _described(field: msgspec.structs.FieldInfo) -> tuple[inspect.Type, str]:
+    """A field's type without None, and its description with the default."""
+    kind, text = inspect.type_info(field.type), ""
     if isinstance(kind, inspect.Metadata):
-        description = str((kind.extra_json_schema or {}).get("description", ""))
+        text = str((kind.extra_json_schema or {}).get("description", ""))
         kind = kind.type
     if isinstance(kind, inspect.UnionType):
         (kind,) = (member for member in kind.types if not isinstance(member, inspect.NoneType))
-    return kind, description
+    if field.default not in (None, (), msgspec.NODEFAULT):
+        text += f" (default: {_shown(field.default)})"
+    return kind, text
 
 
 def _arguments(kind: inspect.Type) -> dict[str, Any]:

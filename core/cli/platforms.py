@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from core.cli.options import describe_options
 from core.plugins import Candidate, discover, probe_all
 
 _COLOURS = {"AVAILABLE": "green", "ABSENT": "dim", "BROKEN": "red"}
@@ -53,6 +54,7 @@ def _details(candidate: Candidate) -> Text:
     lines += [
         f"  {device['index']}: {device['name']}, {device['memory_bytes']} bytes" for device in described["devices"]
     ]
+    lines += [f"  --platform-opt {candidate.name}.{key}: {text}" for key, text in described.get("options", {}).items()]
     lines += [f"  caused by {cause}" for cause in described["causes"]]
     return Text("\n".join(lines))
 
@@ -78,6 +80,7 @@ def _described(candidate: Candidate) -> dict[str, Any]:
             "api": ".".join(map(str, plugin.info.api)),
             "experimental": plugin.info.experimental,
             "replaces": list(plugin.info.replaces),
+            "options": describe_options(plugin.info.options) if plugin.info.options else {},
         }
     return described
 

@@ -21,6 +21,7 @@ class InputProcessor:
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
         self._platform = config.platform
+        self._takes_extra_args = bool(config.options.logits_processor or config.options.sampler)
         self._tokenizer = tokenizer
 
     def requests(
@@ -71,6 +72,12 @@ class InputProcessor:
         ]
 
     def _check_features(self, params: SamplingParams) -> None:
+        if params.extra_args and not self._takes_extra_args:
+            raise InvalidRequest(
+                "vllm_xargs: nothing here reads it; start the server with --logits-processor or --sampler",
+                param="vllm_xargs",
+                code="unsupported",
+            )
         for feature in params.features():
             if feature not in self._platform.sampling:
                 hint = "; set it to 0" if feature == "temperature" else ""

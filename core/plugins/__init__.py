@@ -6,7 +6,7 @@ engine asks them (`choose`, `extensions`); every other one receives what came of
 
 from __future__ import annotations
 
-from core.plugins.extensions import extensions
+from core.plugins.extensions import Surveyed, extensions, survey
 from core.plugins.loading import FoundPlugin, LoadedPlugin
 from core.plugins.platforms import Candidate, choose, create, discover, probe, probe_all
 
@@ -14,10 +14,12 @@ __all__ = [
     "Candidate",
     "FoundPlugin",
     "LoadedPlugin",
+    "Surveyed",
     "choose",
     "create",
     "discover",
     "extensions",
     "probe",
     "probe_all",
+    "survey",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from core.config import Options, nearest, parse_plugin_options
-from core.errors import ConfigError, PluginLoadError
+from core.errors import ConfigError, PlatformError, PluginLoadError
 from core.extensions import Extension, Extensions
 from core.hookspecs import EXTENSION_HOOKS, parse_own_options
-from core.plugins.loading import EXTENSIONS, LoadedPlugin, describe, find, heard, installed
+from core.plugins.loading import EXTENSIONS, FoundPlugin, LoadedPlugin, describe, find, heard, installed
 
 
 def extensions(options: Options) -> Extensions:
@@ -29,6 +30,26 @@ def extensions(options: Options) -> Extensions:
         for extension in _added(plugin, given):
             _insert(tables[extension.kind], extension)
     return Extensions(**tables)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """An installed plugin, and what it adds or why it cannot."""
+
+    found: FoundPlugin
+    adds: tuple[Extension, ...] = ()
+    error: PlatformError | None = None
+
+
+def survey() -> list[Surveyed]:
+    """Every installed plugin of the group, whatever state it is in: for people to look at."""
+    surveyed = []
+    for found in find(EXTENSIONS):
+        try:
+            surveyed.append(Surveyed(found, tuple(_added(found.loaded(), {}))))
+        except PlatformError as error:
+            surveyed.append(Surveyed(found, error=error))
+    return surveyed
 
 
 def _wanted(choice: str, names: Sequence[str]) -> list[str]:

@@ -70,6 +70,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     priority: Priority | None = None
     cache_salt: str | None = None
     request_id: RequestId | None = None
+    vllm_xargs: dict[str, Any] | None = None  # for logits processors and samplers that plugins add
     # ours
     deadline_ms: PositiveInt | None = None  # from arrival; then the answer ends with finish_reason "deadline"
 
@@ -204,7 +205,13 @@ def _sampling(
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if "stop_token_ids" in given:
         given["stop_token_ids"] = tuple(given["stop_token_ids"])
-    return SamplingParams(**{**defaults, **given}, stop=stop, logprobs=logprobs, max_tokens=max_tokens)
+    return SamplingParams(
+        **{**defaults, **given},
+        stop=stop,
+        logprobs=logprobs,
+        max_tokens=max_tokens,
+        extra_args=request.vllm_xargs or {},
+    )
 
 
 # --- fields beside the structs -------------------------------------------------------------------------------
