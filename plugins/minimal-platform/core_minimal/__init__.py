@@ -1,0 +1,1 @@
+"""The smallest platform: numpy kernels over core's own reference."""
