@@ -24,4 +24,16 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="unknown request fields; auto: refuse misspelt ones, ignore others and name them in a header"),
     ] = "auto"
     max_body_bytes: Annotated[int, Meta(ge=1, description="longest request body; longer ones get HTTP 413")] = 8 << 20
+    tool_call_parser: Annotated[
+        str | None,
+        Meta(
+            description="how the model writes tool calls: hermes, llama3_json, or a plugin's; default: tools are refused"
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Meta(
+            description="how the model marks its reasoning: deepseek_r1, qwen3, or a plugin's; default: it is content"
+        ),
+    ] = None
     log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True
