@@ -18,7 +18,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast lint api-lock build bench clean
+.PHONY: help serve test test-fast test-plugins lint api-lock build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -27,10 +27,13 @@ serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (A
 	@$(BIN)/core serve $(ARGS)
 
 test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not plugins" $(ARGS)
+
+test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
+	@$(BIN)/python -m pytest tests/packaging/test_plugins.py -m plugins $(ARGS)
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not plugins" $(ARGS)
 
 lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and compiler warnings as errors
 	$(BIN)/ruff check .
