@@ -90,6 +90,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         str | None, Meta(description="KV cache size, like 4GiB or 512MiB; default: what fits, see `core plan`")
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="reuse the KV of equal prompt beginnings")] = True
+    kv_connector: Annotated[
+        str | None, Meta(description="keep KV in, and find it in, this store of a plugin as well; default: none")
+    ] = None
 
     # scheduler
     max_num_seqs: Annotated[
@@ -134,6 +137,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = DType.FLOAT32
     memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    connector: Extension | None = None  # of `Extensions.kv_connectors`
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,6 +250,9 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
     _check_names("--sampler", (options.sampler,) if options.sampler else (), extensions.samplers)
     if options.sampler and options.logits_processor:
         raise ConfigError("--logits-processor", "a --sampler of a plugin does without; drop one of the two")
+    _check_names("--kv-connector", (options.kv_connector,) if options.kv_connector else (), extensions.kv_connectors)
+    if options.kv_connector and not options.enable_prefix_caching:
+        raise ConfigError("--kv-connector", "what it brings is found as a prefix; set --enable-prefix-caching")
     from core.weights import quantized, source  # reading headers; nothing is loaded
 
     name = model if model is not None else source.default_model()
@@ -280,6 +287,7 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
             dtype=dtype if options.kv_cache_dtype == "auto" else DType(options.kv_cache_dtype),
             memory_bytes=parse_bytes("--kv-cache-memory", options.kv_cache_memory) if options.kv_cache_memory else None,
             enable_prefix_caching=options.enable_prefix_caching,
+            connector=extensions.kv_connectors[options.kv_connector] if options.kv_connector else None,
         ),
         scheduler=_scheduler(options, max_model_len),
         platform=PlatformConfig(op_fallback=options.op_fallback, compile=options.compile),

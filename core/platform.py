@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from core.clock import Clock, MonotonicClock
 from core.config import Config
 from core.errors import Unsupported
 from core.program import OpProgram, Value
-from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, StepOutput, StepPlan
+from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
 API_VERSION = (1, 0)
@@ -151,6 +152,11 @@ class KVLayout:
     block_shape: tuple[int, ...]
     dtype: DType
     planes: int = 2  # keys and values; one where they share a latent
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all planes."""
+        return self.planes * math.prod(self.block_shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -299,6 +305,18 @@ class Executable(abc.ABC):
 
 
 @dataclass(frozen=True)
+class BlockFormat:
+    """What `AttentionBackend.export_blocks` gives, all layers of a KV group one after the other.
+
+    `layout` names the order and type of the elements: on one platform, equal models with equal layouts can exchange
+    blocks. `block_bytes[group]` are the bytes of a block in each KV group.
+    """
+
+    layout: str
+    block_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of device memory by use, known before any weight is read."""
 
@@ -309,6 +327,7 @@ class MemoryPlan:
     num_blocks: int
     block_size: int
     free: int  # on the device, when this was planned
+    block_format: BlockFormat | None = None  # given where `Capabilities.kv_transfer` is declared
 
     @property
     def kv_cache(self) -> int:
@@ -384,6 +403,10 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def collect(self, ticket: Ticket) -> StepOutput:
         """Wait for a step, oldest first. Raises DeviceLost."""
+
+    def kv_transfers(self) -> KVTransferStats:
+        """What a KV connector has been given and has brought; zeros where there is none."""
+        return KVTransferStats()
 
     @abc.abstractmethod
     def health(self) -> Health:

@@ -261,6 +261,15 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
 
 
+class KVTransferStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a KV connector has been given and has brought since the engine started, in blocks of one group each."""
+
+    saved: int = 0
+    loaded: int = 0
+    failed: int = 0  # saves and loads that raised or hung, loads that brought nothing or something else
+    dropped: int = 0  # saves that were not tried: too many waited, or the connector had just failed
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since the engine started, and gauges of this moment."""
 
@@ -269,7 +278,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage: float = 0.0  # 0 … 1, of the blocks
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0  # of those, found
+    external_prefix_queries: int = 0  # prompt tokens that a KV connector was asked for
+    external_prefix_hits: int = 0  # of those, brought
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    kv_transfers: KVTransferStats = KVTransferStats()

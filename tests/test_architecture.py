@@ -36,6 +36,7 @@ FORBIDDEN = {
     "core.logs": ("torch",),
     "core.scheduler": ("torch", "numpy", "core.engine", "core.runner", "core.platform", "core.ops", "core.server"),
     "core.cache": ("torch", "numpy", "core.engine", "core.runner", "core.platform", "core.ops", "core.scheduler"),
+    "core.transfer": ("torch", "numpy", "core.engine", "core.runner", "core.scheduler", "core.ops", "core.server"),
     "core.metrics": ("torch", "transformers"),
     "core.tokenization": ("torch",),
     "core.ops": ("core.platform", "core.layers", "core.models", "core.runner"),
@@ -48,7 +49,7 @@ FORBIDDEN = {
     "core.distributed": ("torch", "core.runner", "core.engine", "core.models", "core.layers"),
     "core.engine": ("torch", "core.runner", "core.layers", "core.models", "core.ops", "core.server", "core.cli"),
     "core.server": ("torch", "transformers", "core.engine.core", "core.engine.process", "core.scheduler", "core.cache",
-                    "core.runner", "core.platform", "core.ops", "core.cli"),
+                    "core.runner", "core.transfer", "core.platform", "core.ops", "core.cli"),
     "core.cli": ("torch", "transformers", "core.engine.core", "core.engine.process", "core.scheduler", "core.cache",
                  "core.runner", "core.ops"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import PlatformError
 from core.platform import Executor, Health, MemoryPlan, Plan, Platform, Progress, Ticket
-from core.types import KVGroupSpec, StepOutput, StepPlan
+from core.types import KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 
 
 class UniprocExecutor(Executor):
@@ -82,6 +82,13 @@ class UniprocExecutor(Executor):
         self._open.popleft()
         future: Future[StepOutput] = ticket.result
         return future.result()
+
+    def kv_transfers(self) -> KVTransferStats:
+        """The worker's counts, after the steps in flight; zeros after `shutdown`."""
+        if not self._running:
+            return KVTransferStats()
+        stats: KVTransferStats = self._call(self._worker.kv_transfers)
+        return stats
 
     def health(self) -> Health:
         """The worker's own answer, after the steps in flight."""

@@ -13,10 +13,11 @@ from core import plugins
 from core.cache.manager import CacheManager
 from core.clock import Clock
 from core.config import Config
-from core.errors import ConfigError, Unsupported
+from core.errors import ConfigError, PlatformError, Unsupported
 from core.logs import get_logger
-from core.platform import ChosenPlatform, Executor, MemoryPlan, Plan, Platform, Ticket
+from core.platform import BlockFormat, ChosenPlatform, Executor, MemoryPlan, Plan, Platform, Ticket
 from core.scheduler.scheduler import Scheduler
+from core.transfer import GuardedIndex, block_identity, open_index
 from core.types import EngineRequest, EngineStats, RequestDelta, StepPlan
 
 log = get_logger("engine")
@@ -34,7 +35,13 @@ class Engine:
     """Owns the scheduler, the KV cache's bookkeeping and the executor. Used from one thread."""
 
     def __init__(
-        self, platform: Platform, plan: Plan, memory_plan: MemoryPlan, executor: Executor, scheduler: Scheduler
+        self,
+        platform: Platform,
+        plan: Plan,
+        memory_plan: MemoryPlan,
+        executor: Executor,
+        scheduler: Scheduler,
+        index: GuardedIndex | None = None,
     ) -> None:
         self.config: Config = plan.config
         self.plan = plan
@@ -42,6 +49,7 @@ class Engine:
         self._platform = platform
         self._executor = executor
         self._scheduler = scheduler
+        self._index = index
         self._in_flight: deque[_Step] = deque()
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -50,7 +58,7 @@ class Engine:
     @classmethod
     def build(cls, config: Config, chosen: ChosenPlatform, progress: Progress, planned: Planned) -> Engine:
         """Make the chosen platform, and an engine on it."""
-        return cls.on(plugins.create(chosen), config, progress, planned)
+        return cls.on(plugins.create(chosen), _named(config, chosen), progress, planned)
 
     @classmethod
     def on(cls, platform: Platform, config: Config, progress: Progress, planned: Planned) -> Engine:
@@ -63,13 +71,17 @@ class Engine:
             memory_plan = executor.plan_memory()
             planned(plan, memory_plan)
             check_memory(memory_plan, plan.config)
+            index = _connect(plan.config, memory_plan)
+            if index is not None:
+                undo.callback(index.close)
             executor.load(progress)
             num_blocks = _num_blocks(memory_plan, executor.measure_kv_budget())
             executor.allocate_kv(num_blocks)
-            scheduler = _scheduler(plan.config, executor, num_blocks, platform.clock)
+            cache = _cache(plan.config, executor, num_blocks, memory_plan.block_format)
+            scheduler = _scheduler(plan.config, cache, index, platform.clock)
             executor.warmup(progress)
             undo.pop_all()
-        return cls(platform, plan, memory_plan, executor, scheduler)
+        return cls(platform, plan, memory_plan, executor, scheduler, index)
 
     @property
     def clock(self) -> Clock:
@@ -121,19 +133,27 @@ class Engine:
             kv_usage=now.kv_usage,
             prefix_queries=now.prefix_queries,
             prefix_hits=now.prefix_hits,
+            external_prefix_queries=now.external_queries,
+            external_prefix_hits=now.external_hits,
             preemptions=now.preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
+            kv_transfers=self._executor.kv_transfers(),
         )
 
     def shutdown(self) -> None:
         """End the executor and give the platform back. May be called twice."""
         self._in_flight.clear()
-        try:
+        with ExitStack() as end:
+            end.callback(self._platform.close)
+            if self._index is not None:
+                end.callback(self._index.close)
             self._executor.shutdown()
-        finally:
-            self._platform.close()
+
+
+def _named(config: Config, chosen: ChosenPlatform) -> Config:
+    return msgspec.structs.replace(config, platform=msgspec.structs.replace(config.platform, name=chosen.name))
 
 
 def _plan(platform: Platform, config: Config) -> Plan:
@@ -144,6 +164,10 @@ def _plan(platform: Platform, config: Config) -> Plan:
         raise Unsupported(f"--dtype {model}", f"this platform has {', '.join(capabilities.dtypes)}")
     if cache not in capabilities.kv_dtypes:
         raise Unsupported(f"--kv-cache-dtype {cache}", f"this platform has {', '.join(capabilities.kv_dtypes)}")
+    if plan.config.cache.connector is not None and not capabilities.kv_transfer:
+        raise Unsupported(
+            f"--kv-connector {plan.config.cache.connector.name}", "this platform does not move KV blocks to the host"
+        )
     declared = msgspec.structs.replace(plan.config.platform, sampling=capabilities.sampling)
     return msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, platform=declared))
 
@@ -156,22 +180,38 @@ def _num_blocks(plan: MemoryPlan, budget: int) -> int:
     return blocks
 
 
-def _scheduler(config: Config, executor: Executor, num_blocks: int, clock: Clock) -> Scheduler:
-    cache = CacheManager(
+def _connect(config: Config, plan: MemoryPlan) -> GuardedIndex | None:
+    """The scheduler's side of the connector that was chosen, if one was."""
+    if config.cache.connector is None:
+        return None
+    if plan.block_format is None:
+        raise PlatformError(
+            f"platform {config.platform.name!r} declares kv_transfer, and the memory plan of its executor has no "
+            "block_format"
+        )
+    return open_index(config, plan.block_format)
+
+
+def _cache(config: Config, executor: Executor, num_blocks: int, block_format: BlockFormat | None) -> CacheManager:
+    return CacheManager(
         executor.kv_groups(),
         num_blocks,
         config.cache.block_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
-        fingerprint=f"{config.model.fingerprint}/{config.model.dtype}/{config.cache.dtype}/{config.cache.block_size}",
+        fingerprint=block_identity(config, block_format),
     )
-    return Scheduler(config.scheduler, cache, eos_token_ids=config.model.eos_token_ids, clock=clock.now)
+
+
+def _scheduler(config: Config, cache: CacheManager, index: GuardedIndex | None, clock: Clock) -> Scheduler:
+    eos_token_ids = config.model.eos_token_ids
+    return Scheduler(config.scheduler, cache, eos_token_ids=eos_token_ids, connector=index, clock=clock.now)
 
 
 def plan_memory(config: Config, chosen: ChosenPlatform) -> tuple[Plan, MemoryPlan]:
     """The platform's plan and the memory it would take, without reading a weight."""
     platform = plugins.create(chosen)
     try:
-        plan = _plan(platform, config)
+        plan = _plan(platform, _named(config, chosen))
         executor = platform.create_executor(plan)
         try:
             return plan, executor.plan_memory()

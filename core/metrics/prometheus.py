@@ -38,6 +38,24 @@ _GAUGES: dict[str, tuple[str, _Value]] = {
 _COUNTERS: dict[str, tuple[str, _Value]] = {
     "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", lambda stats: stats.prefix_queries),
     "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hits),
+    "external_prefix_cache_queries": (
+        "Prompt tokens that the KV connector was asked for.",
+        lambda stats: stats.external_prefix_queries,
+    ),
+    "external_prefix_cache_hits": (
+        "Prompt tokens that the KV connector has brought.",
+        lambda stats: stats.external_prefix_hits,
+    ),
+    "kv_connector_blocks_saved": ("Blocks saved, of one KV group each.", lambda stats: stats.kv_transfers.saved),
+    "kv_connector_blocks_loaded": ("Blocks brought, of one KV group each.", lambda stats: stats.kv_transfers.loaded),
+    "kv_connector_blocks_failed": (
+        "Blocks whose save or load failed; they are computed.",
+        lambda stats: stats.kv_transfers.failed,
+    ),
+    "kv_connector_blocks_dropped": (
+        "Blocks that were not saved, for too many waited or the connector had just failed.",
+        lambda stats: stats.kv_transfers.dropped,
+    ),
     "num_preemptions": ("Requests put back to waiting for want of KV blocks.", lambda stats: stats.preemptions),
     "prompt_tokens": ("Prompt tokens taken in.", lambda stats: stats.prompt_tokens),
     "generation_tokens": ("Tokens generated.", lambda stats: stats.generated_tokens),

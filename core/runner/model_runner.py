@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from core.errors import Unsupported
-from core.platform import AttentionBackend, Bucket, Executable, MemoryBackend
+from core.platform import Bucket, Executable, MemoryBackend
 from core.program import Value
 from core.runner.batch import BatchState, StepInputs
+from core.runner.blocks import BlockMover
 from core.sampling import Sampler
 from core.sampling.sampler import greedy
-from core.types import KVGroupSpec, KVOp, StepOutput, StepPlan, TokenLogprobs
+from core.types import StepOutput, StepPlan, TokenLogprobs
 
 #: Makes the executable of a step shape; called once for each where buckets are declared, else once in all.
 ExecutableFor = Callable[[Bucket], Executable]
@@ -33,9 +33,7 @@ class ModelRunner:
         handles: Mapping[int, Any],
         logits: Value,
         memory: MemoryBackend,
-        attention: AttentionBackend,
-        groups: Sequence[KVGroupSpec],
-        caches: Mapping[int, Sequence[Any]],
+        blocks: BlockMover,
     ) -> None:
         self._batch = batch
         self._sampler = sampler
@@ -45,17 +43,17 @@ class ModelRunner:
         self._handles = handles
         self._logits = logits
         self._memory = memory
-        self._attention = attention
-        self._groups = groups
-        self._caches = caches
+        self._blocks = blocks
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Carry out one plan; the sampled tokens are in the batch state when it returns."""
         self._batch.apply(plan)
-        if plan.kv_ops:
-            self._move_blocks(plan.kv_ops)
-        if not plan.rows:
-            return StepOutput(plan.step, [], [])
+        self._blocks.move(plan.kv_ops)
+        output = self._compute(plan) if plan.rows else StepOutput(plan.step, [], [])
+        output.kv_loaded, output.kv_failed = self._blocks.take_in(wait=not (plan.rows or plan.kv_ops))
+        return output
+
+    def _compute(self, plan: StepPlan) -> StepOutput:
         inputs = self._batch.prepare(plan, self._buckets)
         return self._sample(plan.step, inputs, self.forward(inputs.arrays, inputs.shape))
 
@@ -82,10 +80,3 @@ class ModelRunner:
             logprobs = {int(rows[index]): found for index, found in by_index.items()}
         self._batch.advance(inputs, rows, token_ids)
         return StepOutput(step, rows.tolist(), token_ids.tolist(), logprobs)
-
-    def _move_blocks(self, operations: Sequence[KVOp]) -> None:
-        for operation in operations:
-            if operation.kind != "copy":
-                raise Unsupported(f"KV operation {operation.kind!r}", "no KV connector is configured")
-            for layer in self._groups[operation.group].layers:
-                self._attention.copy_blocks(self._caches[layer], [(operation.src, operation.dst)])

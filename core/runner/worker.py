@@ -12,16 +12,29 @@ import torch
 from core.defaults import EagerExecutable
 from core.errors import Unsupported
 from core.logs import get_logger
-from core.platform import Bindings, Bucket, Executable, Health, KVLayout, MemoryPlan, Plan, Platform, Progress
+from core.platform import (
+    Bindings,
+    BlockFormat,
+    Bucket,
+    Executable,
+    Health,
+    KVLayout,
+    MemoryPlan,
+    Plan,
+    Platform,
+    Progress,
+)
 from core.program import Storage
 from core.recording import LOGITS, record_model
 from core.runner.arena import plan_arena
 from core.runner.attention import attention_query, choose_attention
 from core.runner.batch import BatchState
+from core.runner.blocks import BlockMover
 from core.runner.kernels import resolve_kernels
 from core.runner.model_runner import ModelRunner
 from core.sampling import make_sampler
-from core.types import DType, KVGroupSpec, StepOutput, StepPlan
+from core.transfer import open_blocks
+from core.types import DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 from core.weights import loader
 from core.weights.quantized import open_weights
 
@@ -49,6 +62,7 @@ class Worker:
         self._handles: dict[int, Any] = {}
         self._arena_handle: Any = None
         self._executables: dict[Bucket | None, Executable] = {}
+        self._blocks: BlockMover | None = None
         self._runner: ModelRunner | None = None
 
     def _step_limits(self) -> Bucket:
@@ -75,7 +89,8 @@ class Worker:
         """Bytes by use, from shapes alone; the KV cache as large as the configuration allows and can use."""
         weights = sum(self._memory.alloc_size(p.value.resolve(0, 0), p.value.dtype) for p in self._model.parameters)
         budget = self._config.cache.memory_bytes or 0
-        block_bytes = self._kv_block_bytes()
+        block_format = self._block_format()
+        block_bytes = sum(block_format.block_bytes)
         return MemoryPlan(
             weights=weights,
             activations=self._memory.alloc_size((max(self._arena.size, 1),), DType.UINT8),
@@ -84,6 +99,7 @@ class Worker:
             num_blocks=min(budget // block_bytes, self._useful_blocks()),
             block_size=self._config.cache.block_size,
             free=self._memory.info().free,
+            block_format=block_format,
         )
 
     def _kv_layouts(self) -> dict[int, KVLayout]:
@@ -92,11 +108,13 @@ class Worker:
             for spec in self._model.attention_layers
         }
 
-    def _kv_block_bytes(self) -> int:
-        return sum(
-            layout.planes * int(np.prod(layout.block_shape)) * layout.dtype.itemsize
-            for layout in self._kv_layouts().values()
-        )
+    def _block_format(self) -> BlockFormat:
+        layouts = self._kv_layouts()
+        shapes = [
+            f"{layout.planes}x{'x'.join(map(str, layout.block_shape))}:{layout.dtype}" for layout in layouts.values()
+        ]
+        sizes = [sum(layouts[layer].block_bytes for layer in group.layers) for group in self._model.groups]
+        return BlockFormat(f"{self._attention.name}/{'+'.join(sorted(set(shapes)))}", tuple(sizes))
 
     def _useful_blocks(self) -> int:
         """Blocks beyond which no more requests could run: every row with a full context, and the null block."""
@@ -130,13 +148,8 @@ class Worker:
         return min(self._config.cache.memory_bytes or 0, self._memory.info().free)
 
     def allocate_kv(self, num_blocks: int) -> None:
-        """Make every layer's blocks, and the runner that uses them."""
-        caches = self._model.program.named(Storage.CACHE)
-        layers: dict[int, tuple[Any, ...]] = {}
-        for layer, layout in self._kv_layouts().items():
-            shape = (num_blocks, *layout.block_shape)
-            planes = tuple(self._memory.alloc(shape, layout.dtype, "kv") for _ in range(layout.planes))
-            layers[layer] = self._handles[caches[f"kv.{layer}"].index] = planes
+        """Make every layer's blocks, the connector that moves them, and the runner that uses them."""
+        self._blocks = self._make_blocks(num_blocks)
         scheduler, cache = self._config.scheduler, self._config.cache
         model, sampler = self._model, make_sampler(self._config)
         self._runner = ModelRunner(
@@ -155,10 +168,20 @@ class Worker:
             handles=self._handles,
             logits=model.program.named(Storage.OUTPUT)[LOGITS],
             memory=self._memory,
-            attention=self._attention,
-            groups=model.groups,
-            caches=layers,
+            blocks=self._blocks,
         )
+
+    def _make_blocks(self, num_blocks: int) -> BlockMover:
+        caches = self._model.program.named(Storage.CACHE)
+        layouts = self._kv_layouts()
+        layers: dict[int, tuple[Any, ...]] = {}
+        for layer, layout in layouts.items():
+            shape = (num_blocks, *layout.block_shape)
+            planes = tuple(self._memory.alloc(shape, layout.dtype, "kv") for _ in range(layout.planes))
+            layers[layer] = self._handles[caches[f"kv.{layer}"].index] = planes
+        sizes = {layer: layout.block_bytes for layer, layout in layouts.items()}
+        transfer = open_blocks(self._config, self._block_format())
+        return BlockMover(self._attention, self._model.groups, layers, sizes, transfer)
 
     # --- running ---
 
@@ -204,6 +227,10 @@ class Worker:
             raise RuntimeError("allocate_kv comes before the first step")
         return self._runner
 
+    def kv_transfers(self) -> KVTransferStats:
+        """What the KV connector has done."""
+        return self._blocks.stats() if self._blocks is not None else KVTransferStats()
+
     def health(self) -> Health:
         """A worker that answers is healthy."""
         return Health(ok=True)
@@ -211,6 +238,9 @@ class Worker:
     def shutdown(self) -> None:
         """Give all memory back. May be called twice."""
         self._runner = None
+        if self._blocks is not None:
+            self._blocks.close()
+            self._blocks = None
         self._executables.clear()
         handles, self._handles = self._handles, {}
         for handle in handles.values():

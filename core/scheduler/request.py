@@ -37,7 +37,7 @@ class Request:
         "forkable",
         "is_queued",
         "key",
-        "kv_asked",
+        "kv_found",
         "max_length",
         "min_length",
         "num_cached",
@@ -87,7 +87,8 @@ class Request:
         self.parent: Request | None = None
         self.children: list[Request] = []  # waiting for this one
         self.forkable = False  # an earlier step has computed the whole prompt, and its blocks are held
-        self.kv_asked = False  # a connector has brought, or failed to bring, what it has
+        # Blocks, from the first, that are here or that a connector has; None: not asked yet; 0: it has had its turn.
+        self.kv_found: int | None = None
         # Counts against the queue's limit: not the other choices, nor what was let in before a restart.
         self.is_queued = request.parent_id is None and not request.output_token_ids
         self.was_admitted = False

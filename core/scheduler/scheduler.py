@@ -18,7 +18,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from core.cache import CacheManager, KVConnector, PrefixHit
+from core.cache import CacheManager, KVIndex, PrefixHit
 from core.config import SchedulerConfig
 from core.errors import ConfigError, InvalidRequest, PlatformError, QueueFull
 from core.scheduler.queue import RequestQueue
@@ -41,7 +41,7 @@ class Scheduler:
         cache: CacheManager,
         *,
         eos_token_ids: Sequence[int],
-        connector: KVConnector | None = None,
+        connector: KVIndex | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if connector is not None and not cache.enable_prefix_caching:
@@ -51,13 +51,11 @@ class Scheduler:
         self._transfers = Transfers(cache, connector)
         self._clock = clock
         self._eos_token_ids = frozenset(eos_token_ids)
-
         self._requests: dict[str, Request] = {}  # unfinished
         self._waiting = RequestQueue()
         self._running = RequestQueue()
         self._in_flight: dict[int, dict[int, Request]] = {}  # step -> row -> whom it samples for
         self._deadlines: list[tuple[float, str]] = []  # a heap; may name requests that have ended
-
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []
         self._prefilled: list[Request] = []  # whose prompts the plan being made completes
@@ -134,6 +132,8 @@ class Scheduler:
             kv_usage=self._cache.usage,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
+            external_queries=self._transfers.num_queried,
+            external_hits=self._transfers.num_brought,
             preemptions=self._preemptions,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.cache import CacheManager, KVConnector, PrefixHit
+from core.cache import CacheManager, KVIndex, PrefixHit
 from core.errors import PlatformError
 from core.scheduler.request import Request, Status
 from core.types import NULL_BLOCK, KVOp
@@ -11,11 +11,13 @@ from core.types import NULL_BLOCK, KVOp
 class Transfers:
     """The loads under way and the saves to be made. Without a connector there are none."""
 
-    def __init__(self, cache: CacheManager, connector: KVConnector | None) -> None:
+    def __init__(self, cache: CacheManager, connector: KVIndex | None) -> None:
         self._cache = cache
         self._connector = connector
         self._loading: dict[str, Request] = {}  # also those that ended while the connector still writes
         self._saves: list[KVOp] = []
+        self.num_queried = 0  # tokens that the connector was asked for
+        self.num_brought = 0  # of these, tokens whose blocks it has brought
 
     @property
     def num_loading(self) -> int:
@@ -39,20 +41,24 @@ class Transfers:
     def start_loading(self, kv_ops: list[KVOp], request: Request, hit: PrefixHit) -> bool:
         """Add the loads to `kv_ops` if the connector has more than `hit`, and there are blocks to bring it into.
 
-        It is done once per request, so that one whose blocks are lost again is computed in the end.
+        The connector is asked once for each request, which may wait for room for many turns, and loads are made once, so
+        that a request whose blocks are lost again is computed in the end.
         """
-        if self._connector is None or request.kv_asked:
+        if self._connector is None or request.kv_found == 0:
             return False
         blocks = request.blocks
         hashes = self._cache.full_block_hashes(blocks, request.token_ids, request.num_tokens - 1)
-        end = min(hit.num_blocks + self._connector.lookup(hashes, hit.num_blocks), len(hashes))
+        if request.kv_found is None:
+            self.num_queried += (len(hashes) - hit.num_blocks) * self._cache.block_size
+            request.kv_found = hit.num_blocks + self._connector.lookup(hashes, hit.num_blocks)
+        end = min(request.kv_found, len(hashes))
         if end <= hit.num_blocks or not self._cache.reserve(blocks, hit, end):
             return False
         for group, table in enumerate(blocks.tables):
             for index in range(hit.num_blocks, end):
                 if table[index] != NULL_BLOCK:
                     kv_ops.append(KVOp("load", group, NULL_BLOCK, table[index], hashes[index], request.request_id))
-        request.kv_asked = True
+        request.kv_found = 0
         self._loading[request.request_id] = request
         return True
 
@@ -63,6 +69,8 @@ class Transfers:
         if request is None:
             raise PlatformError(f"the executor reports the end of KV loads for {request_id!r}, which waits for none")
         if loaded:
+            first = request.blocks.num_registered * self._cache.block_size
+            self.num_brought += request.blocks.capacity - first
             self._cache.register(request.blocks, request.token_ids, request.blocks.capacity)
         self._cache.release(request.blocks)
         return request

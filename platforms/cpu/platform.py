@@ -58,7 +58,7 @@ class CpuPlatform(Platform):
 
     def capabilities(self) -> Capabilities:
         """Any step shape. Not batch-invariant: torch's matrix products round by the number of rows."""
-        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True)
+        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, kv_transfer=True)
 
     def memory(self) -> MemoryBackend:
         """Host memory within the cgroup's limit."""

@@ -49,7 +49,13 @@ class StaticPlatform(Platform):
         return (DeviceInfo(index=0, name="static shapes"),)
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(dtypes=(DType.FLOAT32,), kv_dtypes=(DType.FLOAT32,), buckets=BUCKETS, deterministic=True)
+        return Capabilities(
+            dtypes=(DType.FLOAT32,),
+            kv_dtypes=(DType.FLOAT32,),
+            buckets=BUCKETS,
+            deterministic=True,
+            kv_transfer=True,
+        )
 
     def plan(self, config: Config) -> Plan:
         """Bring the step within the largest bucket, and what was left open to float32."""

@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from core.cache import CacheManager, KVConnector
+from core.cache import CacheManager, KVIndex
 from core.config import SchedulerConfig
 from core.errors import InvalidRequest, QueueFull
 from core.scheduler import Scheduler
@@ -120,7 +120,7 @@ class Model:
         assert row.computed <= len(row.tokens)
 
 
-class Shelf(KVConnector):
+class Shelf(KVIndex):
     """A connector that keeps what it is given."""
 
     def __init__(self, model: Model) -> None:

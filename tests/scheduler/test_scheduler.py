@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from core.cache import CacheManager, KVConnector
+from core.cache import CacheManager, KVIndex
 from core.config import SchedulerConfig
 from core.errors import ConfigError, InvalidRequest, PlatformError, QueueFull
 from core.scheduler import Scheduler
@@ -36,7 +36,7 @@ class Engine:
         num_blocks: int = 33,
         groups: Sequence[KVGroupSpec] = (FULL,),
         caching: bool = True,
-        connector: KVConnector | None = None,
+        connector: KVIndex | None = None,
         clock: Callable[[], float] = lambda: 0.0,
         **config: object,
     ) -> None:
@@ -455,7 +455,7 @@ def test_an_output_that_does_not_answer_its_plan_is_an_error() -> None:
 # --- connectors ----------------------------------------------------------------------------------------------
 
 
-class Shelf(KVConnector):
+class Shelf(KVIndex):
     """Has the first `held` blocks of everything, and wants all others."""
 
     def __init__(self, held: int = 0) -> None:
