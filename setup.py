@@ -15,7 +15,7 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "dev")
+EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "conformance", "dev")
 TARGET_DEVICES = ("cpu", "none")
 
 COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]

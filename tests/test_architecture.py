@@ -47,6 +47,8 @@ FORBIDDEN = {
     "core.weights": ("core.engine", "core.runner", "core.scheduler", "core.cache", "core.server"),
     "core.defaults": ("core.runner", "core.engine", "core.layers", "core.models"),
     "core.distributed": ("torch", "core.runner", "core.engine", "core.models", "core.layers"),
+    "core.conformance": ("core.runner", "core.scheduler", "core.cache", "core.server", "core.cli", "core.weights",
+                         "core.layers", "core.sampling", "core.distributed", "core.engine"),
     "core.engine": ("torch", "core.runner", "core.layers", "core.models", "core.ops", "core.server", "core.cli"),
     "core.server": ("torch", "transformers", "core.engine.core", "core.engine.process", "core.scheduler", "core.cache",
                     "core.runner", "core.transfer", "core.platform", "core.ops", "core.cli"),

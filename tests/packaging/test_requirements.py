@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "dev")
+EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "conformance", "dev")
 PINNED = ("common", "cpu", "dev")
 
 

@@ -72,6 +72,10 @@ class StaticPlatform(Platform):
             memory_bytes=config.cache.memory_bytes or KV_BYTES,
         )
         model = msgspec.structs.replace(config.model, dtype=DType.FLOAT32 if options.dtype == "auto" else dtype)
+        if model.dtype is not dtype:
+            overrides.append(Override(option="dtype", value=model.dtype, reason="the kernels have float32 only"))
+        if config.cache.memory_bytes is None:
+            overrides.append(Override(option="kv_cache_memory", value=str(KV_BYTES), reason="enough for tiny models"))
         planned = msgspec.structs.replace(config, model=model, cache=cache, scheduler=scheduler)
         return Plan(config=planned, overrides=tuple(overrides))
 

@@ -1,0 +1,78 @@
+"""How far a kernel may be from the reference: one table, with where each number comes from.
+
+u is the unit roundoff of a type, half the distance of 1 to the next number: 2^-24 for float32, 2^-11 for float16,
+2^-8 for bfloat16 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1). Inputs are rounded to
+the type first, so that both sides see the same numbers; the reference then computes in float32. What may differ is the
+rounding of results to the type, and the order and rounding of sums, which the contract wants in float32.
+
+An error is |got - wanted| / magnitude, element by element. The magnitude is what rounding scales with: the sum of the
+absolute values of the terms, where the result is a sum, else |wanted|.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.defaults import torch_dtype
+from core.types import DType
+
+UNIT = {DType.FLOAT32: 2.0**-24, DType.FLOAT16: 2.0**-11, DType.BFLOAT16: 2.0**-8}
+#: The types that activations, weights and KV may have.
+FLOATS = tuple(UNIT)
+
+#: Roundings to the element type on the way to a result, as in the references: a sum is rounded once, and once more
+#: where a bias or a scale comes after; silu(gate) is rounded before the product; weights of attention may be rounded
+#: to the type before they multiply the values, as tensor units want them.
+ROUNDINGS = {
+    "linear": 2,
+    "rms_norm": 2,
+    "add_rms_norm": 3,
+    "silu_mul": 2,
+    "rope": 1,
+    "attention": 2,
+}
+
+#: Ulps of float32 for one elementary function (exp, rsqrt, sin …): libraries promise 1 to 4, and an argument's own
+#: rounding of 1 ulp counts as often as the argument is large; the kit's arguments stay below 8.
+ELEMENTARY = 16
+
+
+def bound(op: str, dtype: DType, terms: int) -> float:
+    """The largest relative error of `op` on inputs of `dtype`, its longest sum having `terms` terms.
+
+    n-term sums in float32, in any order, are within n u of the exact sum of |terms| (Higham, equation 3.5); both the
+    kernel and the reference may be that far off. Copies (embedding, select_rows) are exact. An angle is one product,
+    rounded, and a function of it: |angle| u + 2 u on either side, which is at most 4 u (1 + |angle|).
+    """
+    if op in ("embedding", "select_rows"):
+        return 0.0
+    if op == "rope_angles":
+        return 4 * UNIT[DType.FLOAT32]
+    return 1.01 * ROUNDINGS[op] * UNIT[dtype] + 2 * (terms + ELEMENTARY) * UNIT[DType.FLOAT32]
+
+
+def deviation(got: Tensor, wanted: Tensor, magnitude: Tensor, dtype: DType) -> float:
+    """The largest |got - wanted| / magnitude; infinite where one is NaN or infinite and the other is not so.
+
+    A magnitude below the type's normal numbers counts as the smallest of these, whose roundings are absolute.
+    """
+    got, wanted = got.float(), wanted.float()
+    finite = wanted.isfinite()
+    if not torch.equal(got.isnan(), wanted.isnan()) or not torch.equal(
+        got[~finite].nan_to_num(0), wanted[~finite].nan_to_num(0)
+    ):
+        return float("inf")
+    least = torch.finfo(torch_dtype(dtype)).tiny
+    error = (got - wanted).abs() / magnitude.nan_to_num(0).clamp_min(least)
+    return float(error[finite].max()) if bool(finite.any()) else 0.0
+
+
+#: Logits of the kit's whole tiny models, as a part of their largest absolute value. Some 30 roundings follow one another
+#: through two layers, each passed on at about its own size: 30 u, and as much again for what attention's softmax
+#: amplifies. For float32 the sums' own errors, of up to 128 terms, come on top: 128 * 30 u, rarely all of one sign.
+LOGITS = {DType.FLOAT32: 2.0**-12, DType.FLOAT16: 2.0**-5, DType.BFLOAT16: 2.0**-2}
+
+#: A greedy token is right if its logit in the float32 reference is within this part of the largest absolute logit of
+#: the largest: two logits closer than twice the error above may change places.
+NEAR_TIE = {dtype: 2 * error for dtype, error in LOGITS.items()}
