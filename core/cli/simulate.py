@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Simulate and print. Returns 1 where no number of devices meets the objective. Raises CoreError."""
     options = _options(args)
     config, chosen = resolve(args.model, options), plugins.choose(options)
-    requests = _requests(args, options.seed)
+    requests = _requests(args, config)
     began = time.perf_counter()
     figures, met = _simulate(args, config, chosen, requests)
     device = {"model": config.model.name, "platform": chosen.name, "device": chosen.reason}
@@ -93,7 +93,7 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _requests(args: argparse.Namespace, seed: int) -> list[TraceRequest]:
+def _requests(args: argparse.Namespace, config: Config) -> list[TraceRequest]:
     given = {name: getattr(args, name) for name in _SYNTHETIC if hasattr(args, name)}
     if args.trace is None:
         return synthetic_trace(
@@ -102,7 +102,8 @@ def _requests(args: argparse.Namespace, seed: int) -> list[TraceRequest]:
             input_len=given.get("input_len", 512),
             output_len=given.get("output_len", 128),
             prefix_len=given.get("prefix_len", 0),
-            seed=seed,
+            max_model_len=config.scheduler.max_model_len,
+            seed=config.options.seed,
         )
     if given:
         name = next(iter(given)).replace("_", "-")

@@ -124,12 +124,18 @@ def read_trace(path: str) -> list[TraceRequest]:
 
 
 def synthetic_trace(
-    count: int, *, rate: float | None, input_len: int, output_len: int, prefix_len: int, seed: int
+    count: int, *, rate: float | None, input_len: int, output_len: int, prefix_len: int, max_model_len: int, seed: int
 ) -> list[TraceRequest]:
     """`count` equal requests with Poisson arrivals, `rate` a second; without a rate all are there at the start.
 
-    The first `prefix_len` tokens of all prompts are the same. Raises ConfigError if prompts are shorter than that.
+    The first `prefix_len` tokens of all prompts are the same. Raises ConfigError for lengths that cannot be.
     """
+    if input_len + output_len > max_model_len:
+        raise ConfigError(
+            "--input-len",
+            f"{input_len} and --output-len {output_len} are more than the context of {max_model_len}; lower them, or raise "
+            "--max-model-len",
+        )
     if prefix_len > input_len:
         raise ConfigError("--prefix-len", f"{prefix_len} is more than the {input_len} tokens of --input-len")
     gaps, now = random.Random(seed), 0.0
