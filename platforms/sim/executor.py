@@ -20,12 +20,11 @@ from platforms.sim.profile import Profile
 class SimExecutor(Executor):
     """Runs one step after the other on a device that is busy until its clock has passed their cost.
 
-    Two steps may be in flight, so that the engine's own work overlaps with the device's, as with a real one.
+    Where the profile lets two steps be in flight, the engine's own work overlaps with the device's.
     """
 
-    max_in_flight = 2
-
     def __init__(self, config: Config, model: RecordedModel, profile: Profile, memory: SimMemory, clock: Clock) -> None:
+        self.max_in_flight = profile.max_in_flight
         self._model = model
         self._memory = memory
         self._clock = clock

@@ -45,9 +45,8 @@ _PREFERRED = (DType.BFLOAT16, DType.FLOAT16, DType.FLOAT32)
 class SimPlatform(Platform):
     """The devices of a profile. With `virtual`, time passes only as the executor counts it."""
 
-    max_in_flight = SimExecutor.max_in_flight
-
     def __init__(self, profile: Profile, *, virtual: bool) -> None:
+        self.max_in_flight = profile.max_in_flight
         self.clock = VirtualClock() if virtual else MonotonicClock()
         self._profile = profile
         self._memory = SimMemory(profile)

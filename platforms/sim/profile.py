@@ -38,7 +38,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `link_bandwidth` counts one direction, over all of a device's links. `launch_s` is what each op takes beside its
     work. A step takes the host `host_step_s`, and `host_sequence_s` more for each of its sequences, in which the device
-    stands idle: what overlaps with the device's work does not belong here.
+    stands idle: what overlaps with the device's work does not belong here. `max_in_flight` is the platform's of that
+    name: with 2, the next step is planned while one runs.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     launch_s: AtLeast
     host_step_s: AtLeast
     host_sequence_s: AtLeast
+    max_in_flight: Annotated[int, Meta(ge=1, le=2)]
     efficiency: Efficiency
     source: dict[str, str]  # by field: where its figure comes from
 
