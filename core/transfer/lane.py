@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core.cache.connector import KVConnector
-from core.errors import ConfigError
+from core.errors import PluginLoadError
 from core.logs import get_logger
 
 log = get_logger("kv_connector")
@@ -33,7 +33,7 @@ class Lane:
     """
 
     def __init__(self, name: str, make: Callable[[], KVConnector]) -> None:
-        """Raises what `make` raises, ConfigError if it does not return within `START_S`."""
+        """Raises what `make` raises, PluginLoadError if it does not return within `START_S`."""
         self.name = name
         self.connector: KVConnector  # for looking at, not for calling
         self._changed = threading.Condition()
@@ -46,8 +46,8 @@ class Lane:
         self._thread = threading.Thread(target=self._run, args=(make, started := _Started()), name=name, daemon=True)
         self._thread.start()
         if not started.event.wait(START_S):
-            raise ConfigError(
-                "--kv-connector", f"{name} has not come up within {START_S:g} s; look at what it waits for"
+            raise PluginLoadError(
+                f"KV connector {name} has not come up within {START_S:g} s; see what it waits for, or go without it"
             )
         if started.error is not None:
             raise started.error

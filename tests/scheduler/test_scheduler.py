@@ -460,8 +460,10 @@ class Shelf(KVIndex):
 
     def __init__(self, held: int = 0) -> None:
         self.held = held
+        self.num_lookups = 0
 
     def lookup(self, hashes: Sequence[bytes], num_local: int) -> int:
+        self.num_lookups += 1
         return max(0, min(self.held, len(hashes)) - num_local)
 
     def wants(self, block_hash: bytes) -> bool:
@@ -492,6 +494,25 @@ def test_failed_loads_are_computed() -> None:
     plan = engine.plan()
     assert plan.admitted[0].num_computed_tokens == 0
     assert plan.num_tokens == [12]
+
+
+def test_a_request_that_waits_for_room_is_looked_up_once() -> None:
+    shelf = Shelf()
+    engine = Engine(connector=shelf, num_blocks=6)
+    engine.add("first", range(50, 65), max_tokens=5)
+    engine.turn()
+    shelf.held = 2
+    engine.add("second", range(1, 14), max_tokens=2)
+    for _ in range(4):
+        assert engine.turn()
+    assert shelf.num_lookups == 2
+    plan = engine.plan()
+    assert [op.request_id for op in plan.kv_ops if op.kind == "load"] == ["second", "second"]
+    engine.answer(plan, kv_loaded=["second"])
+    assert engine.plan().admitted[0].num_computed_tokens == 8
+    stats = engine.scheduler.stats()
+    assert (stats.external_queries, stats.external_hits) == (24, 8)
+    assert shelf.num_lookups == 2
 
 
 def test_while_only_loads_are_under_way_plans_are_empty_and_one_at_a_time() -> None:
