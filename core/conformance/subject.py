@@ -172,11 +172,11 @@ class Subject:
         return self.platform.plan(self.config(family, **more))
 
     @contextlib.contextmanager
-    def llm(self, family: str = "llama", **more: Any) -> Iterator[LLM]:
-        """An engine of its own in this process, through the offline door."""
+    def llm(self, family: str = "llama", *, path: Path | None = None, **more: Any) -> Iterator[LLM]:
+        """An engine of its own in this process, through the offline door; of the model at `path`, if one is given."""
         options = self.options(**more)
         self.release()
-        with LLM(str(self.checkpoint(family).path), progress=False, **options) as llm:
+        with LLM(str(path or self.checkpoint(family).path), progress=False, **options) as llm:
             yield llm
 
     def require(self, claimed: object, what: str) -> None:

@@ -6,6 +6,12 @@ MODULES = (
     "core.conformance.checks.memory",
     "core.conformance.checks.kernels",
     "core.conformance.checks.attention",
-    "core.conformance.checks.attention",
     "core.conformance.checks.programs",
+    "core.conformance.checks.executors",
+    "core.conformance.checks.engine",
+    "core.conformance.checks.invariance",
+    "core.conformance.checks.sampling",
+    "core.conformance.checks.parallel",
+    "core.conformance.checks.serving",
+    "core.conformance.checks.perf",
 )

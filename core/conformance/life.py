@@ -1,0 +1,189 @@
+"""An executor's life, step plans made by hand, and what a process holds: for checks of executors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.conformance.registry import Broken
+from core.conformance.subject import PATIENCE_S, Subject
+from core.platform import Executor, Plan
+from core.types import Admission, KVOp, SamplingParams, StepOutput, StepPlan
+
+_Given = TypeVar("_Given")
+
+#: The blocks of an executor's caches, enough for all requests of a check.
+BLOCKS = 40
+GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=64, ignore_eos=True)
+#: Seconds for counts of threads and files to settle: an ended thread goes a moment after it was joined.
+_SETTLING_S = 3.0
+
+
+class Stage:
+    """What is being done, for the message when it does not end."""
+
+    def __init__(self) -> None:
+        self.name = "starting"
+
+    def __call__(self, name: str) -> None:
+        self.name = name
+
+
+def within(function: Callable[[Stage], _Given], seconds: float = PATIENCE_S) -> _Given:
+    """What `function` gives. Raises Broken, naming the stage, where it does not end in `seconds`.
+
+    It runs on one thread of its own, as an executor's calls all come from one thread.
+    """
+    stage, given, raised = Stage(), list[_Given](), list[BaseException]()
+
+    def run() -> None:
+        try:
+            given.append(function(stage))
+        except BaseException as error:  # handed over to the thread that waits
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="conformance", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Broken(f"{stage.name} did not end in {seconds:g} s")
+    if raised:
+        raise raised[0]
+    return given[0]
+
+
+# --- steps ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Driver:
+    """Makes plans for an executor as the scheduler does, with blocks that the check chose."""
+
+    executor: Executor
+    plan: Plan
+    groups: int
+    _step: int = field(default=0, init=False)
+
+    def admit(self, row: int, token_ids: Sequence[int], blocks: Sequence[int], computed: int = 0) -> Admission:
+        """A request for `row`, all of whose tokens are its prompt."""
+        return Admission(
+            row=row,
+            request_id=f"row {row}",
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            num_computed_tokens=computed,
+            block_ids=[list(blocks) for _ in range(self.groups)],
+            params=GREEDY,
+            choice_index=0,
+        )
+
+    def make(
+        self,
+        rows: Sequence[tuple[int, int]],
+        *,
+        admitted: Sequence[Admission] = (),
+        released: Sequence[int] = (),
+        blocks: Sequence[tuple[int, int, int]] = (),
+        copies: Sequence[tuple[int, int]] = (),
+    ) -> StepPlan:
+        """The next plan: `rows` of (row, tokens), `blocks` of (row, index, block), `copies` of (source, target)."""
+        self._step += 1
+        return StepPlan(
+            step=self._step - 1,
+            released=list(released),
+            admitted=list(admitted),
+            rows=[row for row, _ in rows],
+            num_tokens=[count for _, count in rows],
+            blocks=[(row, group, index, block) for row, index, block in blocks for group in range(self.groups)],
+            kv_ops=[KVOp("copy", group, src, dst) for src, dst in copies for group in range(self.groups)],
+        )
+
+    def run(self, plan: StepPlan) -> dict[int, int]:
+        """One step: the token of each row that sampled. Raises Broken for an answer to another plan."""
+        return answer(plan, self.executor.collect(self.executor.submit(plan)))
+
+
+def answer(plan: StepPlan, output: StepOutput) -> dict[int, int]:
+    """An output's tokens by row. Raises Broken where it does not answer `plan`."""
+    if not isinstance(output, StepOutput):
+        raise Broken(f"collect() gave {output!r}")
+    if output.step != plan.step:
+        raise Broken(f"collect() of step {plan.step} gave the output of step {output.step}")
+    if len(output.rows) != len(output.token_ids) or len(set(output.rows)) != len(output.rows):
+        raise Broken(f"step {plan.step}: rows {output.rows} with tokens {output.token_ids}")
+    if not set(output.rows) <= set(plan.rows):
+        raise Broken(f"step {plan.step} runs rows {plan.rows}, its output has rows {output.rows}")
+    return dict(zip(output.rows, output.token_ids, strict=True))
+
+
+@contextlib.contextmanager
+def started(subject: Subject, stage: Stage, **options: Any) -> Iterator[Driver]:
+    """An executor of a platform made for it, ready for steps, and shut down afterwards."""
+    subject.release()
+    plan = subject.planned(**{"max_num_seqs": 4, "kv_cache_memory": "32MiB", **options})
+    stage("create_executor()")
+    executor = subject.platform.create_executor(plan)
+    try:
+        stage("load()")
+        executor.load(_nothing)
+        stage("allocate_kv()")
+        executor.allocate_kv(BLOCKS)
+        stage("warmup()")
+        executor.warmup(_nothing)
+        stage("a step")
+        yield Driver(executor, plan, len(executor.kv_groups()))
+    finally:
+        stage("shutdown()")
+        executor.shutdown()
+
+
+def _nothing(what: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+# --- what a process holds ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Threads, child processes and open files of this process."""
+
+    threads: int
+    children: int
+    files: int
+
+    @classmethod
+    def now(cls) -> Holdings:
+        """Count them."""
+        tasks = os.listdir("/proc/self/task")
+        children = sum(len(_read(f"/proc/self/task/{task}/children").split()) for task in tasks)
+        return cls(len(tasks), children, len(os.listdir("/proc/self/fd")))
+
+    def growth(self) -> str:
+        """What there is more of by now, once it has had time to go; empty if nothing."""
+        end = time.monotonic() + _SETTLING_S
+        while (more := self._more()) and time.monotonic() < end:
+            time.sleep(0.02)
+        return more
+
+    def _more(self) -> str:
+        now = Holdings.now()
+        counts = {
+            "threads": now.threads - self.threads,
+            "child processes": now.children - self.children,
+            "open files": now.files - self.files,
+        }
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # the thread has just ended
+        return ""
