@@ -23,6 +23,7 @@ from core.engine.supervisor import Launch, Supervisor
 from core.errors import ConfigError
 from core.progress import ProgressBar
 from core.server.options import ServerOptions
+from core.server.parsers import choose_parsers
 
 _BACKLOG = 1024
 
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     for message in envs.unknown():
         _say(f"warning: {message}")
     with listen(server.host, server.port) as listener:
-        config = resolve(args.model, options, plugins.extensions(options))
+        extensions = plugins.extensions(options)
+        choose_parsers(server, extensions)  # the frontends do so too, and much later
+        config = resolve(args.model, options, extensions)
         chosen = plugins.choose(options)
         _say(f"{config.model.name} ({config.model.architecture}) on platform {chosen.name}: {chosen.reason}")
         launch = Launch(

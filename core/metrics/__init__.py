@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.metrics.base import FinishedChoice, Metrics
-from core.metrics.prometheus import PrometheusMetrics
+from core.metrics.base import FinishedChoice, MetricsSink
+from core.metrics.sinks import Metrics, make_metrics
 
-__all__ = ["FinishedChoice", "Metrics", "PrometheusMetrics"]
+__all__ = ["FinishedChoice", "Metrics", "MetricsSink", "make_metrics"]

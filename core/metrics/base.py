@@ -1,26 +1,35 @@
-"""What can be measured, whoever collects it."""
+"""What a frontend measures of its requests, and who may be told of it."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
 
-from core.types import EngineStats
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedChoice:
-    """One choice of one request, when it ends. Times are seconds from the request's arrival."""
+    """One choice of one request, when it ends, however it does. Times are seconds from the request's arrival.
 
+    `reason` is the engine's ("stop", "length", "deadline", "error"), or "abort" where the client left first.
+    """
+
+    request_id: str  # the answer's id, which the client has too
+    index: int  # of the choice, over all prompts of the request
     reason: str
     prompt_tokens: int
+    cached_tokens: int  # of the prompt's, those whose KV was found
     generated_tokens: int
+    max_tokens: int
     seconds: float
+    first_token_seconds: float | None  # None without a token
     seconds_per_token: float | None  # after the first; None for answers of one token or none
 
 
-class Metrics(abc.ABC):
-    """Takes events, one call each, from one thread; gives them out in a form that someone reads."""
+class MetricsSink(abc.ABC):
+    """Is told of each event as it happens, on the thread that streams the answers: what takes time is for another one.
+
+    Whatever it raises is logged and counted, and changes no answer.
+    """
 
     @abc.abstractmethod
     def first_token(self, seconds: float) -> None:
@@ -34,6 +43,5 @@ class Metrics(abc.ABC):
     def finished(self, choice: FinishedChoice) -> None:
         """A choice ended."""
 
-    @abc.abstractmethod
-    def render(self, stats: EngineStats | None) -> tuple[bytes, str]:
-        """Everything, with the engine's figures where there are any: body and content type."""
+    def close(self) -> None:  # noqa: B027  # a sink that keeps nothing has nothing to do
+        """The frontend ends: send what is still kept."""

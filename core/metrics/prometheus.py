@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from core.metrics.base import FinishedChoice, Metrics
+from core.metrics.base import FinishedChoice, MetricsSink
 from core.types import EngineStats
 
 _FIRST_TOKEN = (
@@ -85,7 +85,7 @@ class _EngineCollector(Collector):
             yield counter
 
 
-class PrometheusMetrics(Metrics):
+class PrometheusMetrics(MetricsSink):
     """A registry of its own: nothing is global, so several servers fit into one process."""
 
     def __init__(self, model: str) -> None:
@@ -107,6 +107,12 @@ class PrometheusMetrics(Metrics):
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
+        self._sink_errors = Counter(
+            "core:metrics_sink_errors",
+            "Events that a plugin's metrics sink raised on.",
+            ["model_name", "sink"],
+            registry=self._registry,
+        )
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(f"core:{name}", text, ["model_name"], registry=self._registry, buckets=buckets)
@@ -126,6 +132,11 @@ class PrometheusMetrics(Metrics):
         if choice.seconds_per_token is not None:
             self._per_token.observe(choice.seconds_per_token)
 
+    def sink_error(self, sink: str) -> None:
+        """A plugin's sink raised."""
+        self._sink_errors.labels(self._model, sink).inc()
+
     def render(self, stats: EngineStats | None) -> tuple[bytes, str]:
+        """Everything, with the engine's figures where there are any: body and content type."""
         self._engine.stats = stats
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

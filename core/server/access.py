@@ -9,6 +9,7 @@ from aiohttp import web
 
 from core.server.errors import CLIENT_LEFT, REQUEST_ID, Handler, log
 from core.server.generation import GENERATION
+from core.server.plugin_routes import is_api
 from core.server.state import STATE
 
 
@@ -24,7 +25,7 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
             status = response.status
             return response
         finally:
-            if state.options.log_requests and request.path.startswith("/v1/"):
+            if state.options.log_requests and is_api(request):
                 _log(request, status, time.monotonic() - started)
 
 

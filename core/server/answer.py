@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +20,7 @@ from core.server.sse import ChunkWriter
 
 
 class ChoiceFormat(abc.ABC):
-    """How an API writes its choices. One per request: it may count what it has written."""
+    """How an API writes its choices. One per request: it may keep what it needs of each choice's beginning."""
 
     whole_object: str
     chunk_object: str
@@ -30,8 +30,8 @@ class ChoiceFormat(abc.ABC):
         """A complete choice."""
 
     @abc.abstractmethod
-    def chunk(self, index: int, delta: ChoiceDelta) -> Any:
-        """A piece of a choice."""
+    def chunks(self, index: int, delta: ChoiceDelta) -> Iterable[Any]:
+        """The pieces of a choice that a delta brings; none while it has nothing to show."""
 
     @abc.abstractmethod
     def opening(self, index: int) -> Any | None:
@@ -108,14 +108,14 @@ class _Events:
         self._opened: set[int] = set()
 
     def of(self, batch: Batch) -> Iterator[bytes]:
-        """The events of one batch; none for a delta that has nothing to show yet."""
+        """The events of one batch."""
         for index, delta in batch.items():
             if index not in self._opened:
                 self._opened.add(index)
                 if (opening := self._form.opening(index)) is not None:
                     yield self._event(opening)
-            if delta.text or delta.logprobs or delta.finish_reason is not None:
-                yield self._event(self._form.chunk(index, delta))
+            for chunk in self._form.chunks(index, delta):
+                yield self._event(chunk)
 
     def _event(self, choice: Any) -> bytes:
         return self._writer.chunk(choice, self._generation.usage() if self._continuous else None)

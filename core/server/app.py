@@ -15,10 +15,12 @@ from core import envs
 from core.config import Config
 from core.engine.client import EngineClient, RemoteEngineClient
 from core.logs import get_logger
-from core.metrics import PrometheusMetrics
+from core.metrics import make_metrics
 from core.server.access import access_middleware
 from core.server.errors import Handler, add_headers, errors_middleware, unauthorized
 from core.server.options import ServerOptions
+from core.server.parsers import choose_parsers
+from core.server.plugin_routes import add_plugin_routes, is_api
 from core.server.routes import ROUTES
 from core.server.state import STATE, ServerState
 from core.tokenization import Tokenizer, load_tokenizer
@@ -29,20 +31,33 @@ _BACKLOG = 1024
 
 
 def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOptions) -> web.Application:
-    """OpenAI's API in front of an engine. Serve it with `handler_cancellation`: a client that leaves ends its request."""
+    """OpenAI's API in front of an engine. Serve it with `handler_cancellation`: a client that leaves ends its request.
+
+    Raises PluginLoadError or ConfigError for what plugins add to the server and cannot be used.
+    """
+    extensions = client.config.extensions
+    metrics = make_metrics(client.config.model.name, extensions.metrics_sinks.values())
+    parsers = choose_parsers(options, extensions).load()
+    state = ServerState(client, tokenizer, options, metrics, parsers)
     middlewares = [access_middleware, errors_middleware, _authorize]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
-    app[STATE] = ServerState(client, tokenizer, options, PrometheusMetrics(client.config.model.name))
+    app[STATE] = state
     app.on_response_prepare.append(add_headers)
+    app.on_cleanup.append(_close_metrics)
     app.add_routes(ROUTES)
+    add_plugin_routes(app, state, extensions.server_routes.values())
     return app
+
+
+async def _close_metrics(app: web.Application) -> None:
+    app[STATE].metrics.close()
 
 
 @web.middleware
 async def _authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Where there are keys, /v1 wants one of them as a bearer token (RFC 6750)."""
+    """Where there are keys, /v1 and plugins' routes want one of them as a bearer token (RFC 6750)."""
     keys = request.app[STATE].options.api_key
-    if keys and request.path.startswith("/v1/"):
+    if keys and is_api(request):
         given = request.headers.get("Authorization", "").encode()
         # Every key is compared, whichever matches: the time taken tells nothing.
         if not any([hmac.compare_digest(given, b"Bearer " + key.encode()) for key in keys]):

@@ -102,7 +102,10 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
     try:
-        return await handler(request)
+        response = await handler(request)
+        if not isinstance(response, web.StreamResponse):  # aiohttp checks it too late for an answer in our shape
+            raise TypeError(f"{request.path}: its handler returned {response!r} where a response is due")
+        return response
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -111,6 +114,8 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
         # The client has gone away. aiohttp would log what is raised here; what is returned it drops without a word.
         return web.Response(status=CLIENT_LEFT)
     except Exception as error:
+        if request.writer.output_size > 0 and request.transport is not None:
+            request.transport.abort()  # part of an answer is out: its client must not take it for the whole
         return error_response(error, request[REQUEST_ID])
 
 

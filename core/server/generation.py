@@ -12,7 +12,7 @@ from aiohttp import web
 
 from core.engine import output
 from core.engine.output import ChoiceDelta
-from core.errors import DeadlineExceeded
+from core.errors import DeadlineExceeded, RequestError
 from core.metrics import FinishedChoice
 from core.server.errors import EngineFailure
 from core.server.responses import PromptTokensDetails, Usage
@@ -86,6 +86,7 @@ class _Choice:
     tokens: int = 0
     first_token_time: float = 0.0
     last_token_time: float = 0.0
+    ended: bool = False
 
 
 @dataclass
@@ -108,18 +109,31 @@ class Generation:
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """The answer as it comes. Raises RequestError, EngineDead, EngineFailure. Closing it aborts the request."""
-        async with aclosing(_merged([self._deltas(request) for request in self.requests])) as batches:
-            async for batch in batches:
-                now = time.monotonic()
-                for index, delta in batch.items():
-                    self._account(self._choices[index], delta, now)
-                yield batch
+        try:
+            async with aclosing(_merged([self._deltas(request) for request in self.requests])) as batches:
+                async for batch in batches:
+                    now = time.monotonic()
+                    for index, delta in batch.items():
+                        self._account(index, delta, now)
+                    yield batch
+        except DeadlineExceeded:
+            self._end_others("deadline")
+            raise
+        except RequestError:  # refused: a choice that has no token never ran
+            self._end_others("abort", unless_new=True)
+            raise
+        except Exception:
+            self._end_others("error")
+            raise
+        except BaseException:  # closed or cancelled
+            self._end_others("abort")
+            raise
 
     def _deltas(self, request: EngineRequest) -> AsyncGenerator[ChoiceDelta, None]:
         return output.generate(self.state.client, self.state.tokenizer, request)
 
-    def _account(self, choice: _Choice, delta: ChoiceDelta, now: float) -> None:
-        metrics = self.state.metrics
+    def _account(self, index: int, delta: ChoiceDelta, now: float) -> None:
+        choice, metrics = self._choices[index], self.state.metrics
         if delta.token_ids:
             if choice.tokens == 0:
                 choice.first_token_time = now
@@ -130,7 +144,7 @@ class Generation:
             choice.last_token_time = now
         choice.cached_tokens = max(choice.cached_tokens, delta.num_cached_tokens)
         if delta.finish_reason is not None:
-            metrics.finished(self._finished(choice, delta.finish_reason, now))
+            self._end(index, delta.finish_reason, now)
         if delta.finish_reason == "error":
             raise EngineFailure(
                 delta.error or "the engine could not go on with this request; the server's log says why"
@@ -138,15 +152,30 @@ class Generation:
         if delta.finish_reason == "deadline" and not any(each.tokens for each in self._choices):
             raise DeadlineExceeded("deadline_ms: it passed before the first token", param="deadline_ms")
 
-    def _finished(self, choice: _Choice, reason: str, now: float) -> FinishedChoice:
+    def _end_others(self, reason: str, *, unless_new: bool = False) -> None:
+        now = time.monotonic()
+        for index, choice in enumerate(self._choices):
+            if not choice.ended and (choice.tokens or not unless_new):
+                self._end(index, reason, now)
+
+    def _end(self, index: int, reason: str, now: float) -> None:
+        choice, max_tokens = self._choices[index], self.requests[index].params.max_tokens
+        assert max_tokens is not None, "set at admission"
+        choice.ended = True
         decode_time = choice.last_token_time - choice.first_token_time
-        return FinishedChoice(
+        finished = FinishedChoice(
+            request_id=self.id,
+            index=index,
             reason=reason,
             prompt_tokens=choice.prompt_tokens,
+            cached_tokens=choice.cached_tokens,
             generated_tokens=choice.tokens,
+            max_tokens=max_tokens,
             seconds=now - self.arrival,
+            first_token_seconds=choice.first_token_time - self.arrival if choice.tokens else None,
             seconds_per_token=decode_time / (choice.tokens - 1) if choice.tokens > 1 else None,
         )
+        self.state.metrics.finished(finished)
 
     def first_token_seconds(self) -> float | None:
         """From arrival to the first token of any choice; None before that."""

@@ -17,6 +17,7 @@ from msgspec import Meta
 from core.errors import InvalidRequest
 from core.server.malformed import explain, validation_error
 from core.server.options import UnknownFields
+from core.server.tools import ToolCall, ToolChoice
 from core.types import MAX_LOGPROBS, SamplingParams
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -120,13 +121,14 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a conversation."""
+    """One turn of a conversation: what was said, what an assistant called, or what a tool gave."""
 
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None  # vLLM's extra; templates write that of the last turn, or leave it out
 
     def for_template(self, index: int) -> dict[str, Any]:
         """The message as chat templates read it, its content one string. Raises InvalidRequest."""
@@ -134,15 +136,25 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         if self.role not in ROLES:
             message = f"{where}.role: {self.role[:64]!r} is none of {', '.join(ROLES)}"
             raise InvalidRequest(message, param=f"{where}.role")
-        if self.tool_calls:
-            raise _unsupported(f"{where}.tool_calls", "calling tools is not implemented")
-        if self.content is None:
+        if self.content is None and not self.tool_calls:
             raise InvalidRequest(f"{where}.content: it is missing", param=f"{where}.content")
-        content = self.content if isinstance(self.content, str) else self._joined(f"{where}.content")
+        content = self._joined(f"{where}.content") if isinstance(self.content, list) else self.content
         role = "system" if self.role == "developer" else self.role
-        extras = {"name": self.name, "tool_call_id": self.tool_call_id}
-        given = {key: value for key, value in extras.items() if value is not None}
-        return {"role": role, "content": content, **given}
+        extras = {
+            "content": content,
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content,
+            "tool_calls": self._calls(f"{where}.tool_calls"),
+        }
+        return {"role": role, **{key: value for key, value in extras.items() if value is not None}}
+
+    def _calls(self, where: str) -> list[dict[str, Any]] | None:
+        if not self.tool_calls:
+            return None
+        if self.role != "assistant":
+            raise InvalidRequest(f"{where}: only an assistant calls tools, not {self.role!r}", param=where)
+        return [call.for_template(f"{where}[{index}]") for index, call in enumerate(self.tool_calls)]
 
     def _joined(self, where: str) -> str:
         assert isinstance(self.content, list)
@@ -164,6 +176,9 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None  # checked where it is known whether they can be called
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as chat templates read them. Raises InvalidRequest."""
@@ -218,11 +233,11 @@ def _sampling(
 
 #: Known fields that change nothing in the answer.
 _HARMLESS = frozenset({
-    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 })  # fmt: skip
 
-#: Known fields that would change the answer and are not implemented, with the values that ask for nothing.
+#: Known fields that would change the answer and are not implemented where the struct lacks them, with the values that
+#: ask for nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": ([],), "audio": (), "bad_words": ([],),
     "chat_template": (), "documents": ([],), "function_call": ("none", "auto"),
@@ -248,12 +263,12 @@ def parse(body: bytes, kind: type[_Request], unknown: UnknownFields) -> tuple[_R
         raise validation_error(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise explain(body, error) from error
-    _refuse_unsupported(fields)
+    _refuse_unsupported(fields, kind)
     return request, _ignored(fields, kind, unknown)
 
 
-def _refuse_unsupported(fields: Mapping[str, msgspec.Raw]) -> None:
-    for name in fields.keys() & _UNSUPPORTED.keys():
+def _refuse_unsupported(fields: Mapping[str, msgspec.Raw], kind: type[GenerationRequest]) -> None:
+    for name in fields.keys() & _UNSUPPORTED.keys() - set(kind.__struct_fields__):
         value = msgspec.json.decode(fields[name])
         if value is not None and value not in _UNSUPPORTED[name]:
             raise _unsupported(name, "this version does not implement it; leave the field out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from core.tokenization import Tokenizer
 from core.types import FinishReason, TokenLogprobs
@@ -80,12 +81,39 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct):
-    """The assistant's turn."""
+#: The engine's, or that of a choice that ends with calls for the client to make.
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
-    content: str
+
+class CalledFunction(msgspec.Struct):
+    """Which function, with which arguments: the text of a JSON object."""
+
+    name: str
+    arguments: str = ""
+
+
+class MoreArguments(msgspec.Struct):
+    """What a chunk adds to a call's arguments."""
+
+    arguments: str
+
+
+class MessageToolCall(msgspec.Struct):
+    """A call for the client to make."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(msgspec.Struct):
+    """The assistant's turn. `content` is null where there are only calls or reasoning."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -94,8 +122,17 @@ class ChatChoice(msgspec.Struct):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: int | str | None
+
+
+class ToolCallPiece(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to the call at `index`: first its id and name, then its arguments."""
+
+    index: int
+    function: CalledFunction | MoreArguments
+    id: str | None = None
+    type: Literal["function"] | None = None
 
 
 class ChatPiece(msgspec.Struct, omit_defaults=True):
@@ -103,6 +140,8 @@ class ChatPiece(msgspec.Struct, omit_defaults=True):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallPiece] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -111,7 +150,7 @@ class ChatChunkChoice(msgspec.Struct):
     index: int
     delta: ChatPiece
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: int | str | None
 
 

@@ -17,6 +17,7 @@ from core.errors import NotFound
 from core.metrics import Metrics
 from core.server.errors import NotReady
 from core.server.options import ServerOptions
+from core.server.parsers import Parsers
 from core.tokenization import Tokenizer
 
 
@@ -28,6 +29,7 @@ class ServerState:
     tokenizer: Tokenizer
     options: ServerOptions
     metrics: Metrics
+    parsers: Parsers
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
 from core.engine.client import EngineClient
 from core.engine.messages import EngineStatus
+from core.extensions import NO_EXTENSIONS, Extensions
 from core.server.app import create_app
 from core.server.options import ServerOptions
 from core.tokenization import ChatTemplate, Tokenizer
@@ -32,23 +33,23 @@ MAX_MODEL_LEN = 512
 
 
 def make_tokenizer(template: str | None) -> Tokenizer:
-    """Bytes, a few merges and an end token: small, and real."""
+    """Bytes, a few merges, an end token and another special one: small, and real."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<|end|>", *alphabet, "th", "the", "in", "Ġa"])}
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a")]
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([tokenizers.AddedToken("<|end|>", special=True)])
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in ("<|end|>", "<|call|>")])
     chat_template = ChatTemplate(template) if template else None
     return Tokenizer(backend, special_tokens={"eos_token": "<|end|>"}, chat_template=chat_template)
 
 
-def make_config(**model: object) -> Config:
+def make_config(extensions: Extensions = NO_EXTENSIONS, **model: object) -> Config:
     """A configuration that no engine has to run."""
     facts = {
         "name": "fake/model", "path": "", "format": "huggingface", "architecture": "FakeForCausalLM", "hf_config": {},
-        "dtype": DType.FLOAT32, "max_model_len": MAX_MODEL_LEN, "vocab_size": 261, "eos_token_ids": (0,),
+        "dtype": DType.FLOAT32, "max_model_len": MAX_MODEL_LEN, "vocab_size": 262, "eos_token_ids": (0,),
         "tokenizer_path": "", "fingerprint": "0123456789abcdef",
     }  # fmt: skip
     return Config(
@@ -56,6 +57,7 @@ def make_config(**model: object) -> Config:
         model=ModelConfig(**{**facts, **model}),
         cache=CacheConfig(),
         scheduler=SchedulerConfig(max_model_len=MAX_MODEL_LEN),
+        extensions=extensions,
     )
 
 
@@ -179,9 +181,14 @@ def servers() -> Iterator[Callable[..., Server]]:
     """A function that starts a server with options of its own; all of them end with the context."""
     threads = []
 
-    def start(options: ServerOptions | None = None, template: str | None = TEMPLATE, **model: object) -> Server:
+    def start(
+        options: ServerOptions | None = None,
+        template: str | None = TEMPLATE,
+        extensions: Extensions = NO_EXTENSIONS,
+        **model: object,
+    ) -> Server:
         tokenizer = make_tokenizer(template)
-        engine = FakeEngine(make_config(**model), tokenizer)
+        engine = FakeEngine(make_config(extensions, **model), tokenizer)
         thread = ServerThread(create_app(engine, tokenizer, options or ServerOptions()))
         url = thread.__enter__()
         threads.append(thread)

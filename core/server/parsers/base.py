@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -65,6 +65,10 @@ class ParserContext(msgspec.Struct, frozen=True, kw_only=True):
 class ReasoningParser(abc.ABC):
     """Parts the reasoning from the answer. What it says is content goes on to the tool parser."""
 
+    #: Whether it has to see the text of special tokens, which otherwise is left out (but for the one that ends the
+    #: answer). What it then calls content may hold them.
+    special_tokens: ClassVar[bool] = False
+
     def __init__(self, context: ParserContext) -> None:
         self.context = context
 
@@ -82,6 +86,10 @@ class ToolParser(abc.ABC):
 
     A call that is malformed is text: the client gets it as content, whole.
     """
+
+    #: Whether it has to see the text of special tokens, which otherwise is left out (but for the one that ends the
+    #: answer). What it then calls content may hold them.
+    special_tokens: ClassVar[bool] = False
 
     def __init__(self, context: ParserContext) -> None:
         self.context = context

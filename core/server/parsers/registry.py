@@ -59,6 +59,11 @@ class Parsers:
     reasoning: Loaded | None = None
     tools: Loaded | None = None
 
+    def need_special_tokens(self, *, tools: bool) -> bool:
+        """Whether one that is used sees more of the text than clients do; `tools`: some may be called."""
+        used = [parser for parser in (self.reasoning, self.tools if tools else None) if parser is not None]
+        return any(parser.make.special_tokens for parser in used)
+
     def for_choice(self, context: ParserContext, *, parallel: bool) -> AnswerParser:
         """New parsers for one choice; calls are looked for where the request has tools that may be called."""
         return AnswerParser(

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from aiohttp import web
 
-from core.engine.output import ChoiceDelta
 from core.errors import InvalidRequest
 from core.server.admission import admit, read
-from core.server.answer import ChoiceFormat, answer
+from core.server.answer import answer
+from core.server.chat_format import ChatFormat
+from core.server.errors import IGNORED_FIELDS
+from core.server.parsers import ParserContext
 from core.server.protocol import ChatRequest
-from core.server.responses import ChatChoice, ChatChunkChoice, ChatLogprobs, ChatMessage, ChatPiece, chat_logprobs
 from core.server.state import STATE, ServerState
-from core.tokenization import Tokenizer
-
-
-class ChatFormat(ChoiceFormat):
-    """The first chunk of a choice carries the role, the next ones its content."""
-
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def opening(self, index: int) -> ChatChunkChoice:
-        """The role."""
-        return ChatChunkChoice(index, ChatPiece(role="assistant", content=""), None, None, None)
-
-    def chunk(self, index: int, delta: ChoiceDelta) -> ChatChunkChoice:
-        """A piece of the message; an ending without text adds nothing."""
-        piece = ChatPiece(content=delta.text or None)
-        return ChatChunkChoice(index, piece, self._logprobs(delta), delta.finish_reason, delta.stop_reason)
-
-    def whole(self, index: int, delta: ChoiceDelta) -> ChatChoice:
-        """The message."""
-        message = ChatMessage(content=delta.text)
-        return ChatChoice(index, message, self._logprobs(delta), delta.finish_reason, delta.stop_reason)
-
-    def _logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
-        if delta.logprobs is None:
-            return None
-        return chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)
+from core.server.tools import callable_tools, unenforced
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -48,24 +23,48 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     body = await read(request, ChatRequest)
     state = request.app[STATE]
     params = body.sampling(state.client.config.model.default_sampling)
-    prompt = _prompt(state, body)
-    special = body.add_special_tokens is True  # templates write their own
+    tools = callable_tools(body.tools, body.tool_choice, has_parser=state.parsers.tools is not None)
+    request[IGNORED_FIELDS].extend(unenforced(tools))
+    if special_tokens := state.parsers.need_special_tokens(tools=bool(tools)):
+        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    context = _context(state, body, tools)
     generation = await admit(
-        state, body, [prompt], params, prefix="chatcmpl", add_special_tokens=special, field="messages"
+        state,
+        body,
+        [context.prompt],
+        params,
+        prefix="chatcmpl",
+        add_special_tokens=body.add_special_tokens is True,  # templates write their own
+        field="messages",
     )
-    return await answer(request, body, generation, ChatFormat(state.tokenizer))
+    parallel = body.parallel_tool_calls is not False
+    form = ChatFormat(
+        state.tokenizer,
+        lambda: state.parsers.for_choice(context, parallel=parallel),
+        special_tokens=special_tokens,
+    )
+    return await answer(request, body, generation, form)
 
 
-def _prompt(state: ServerState, body: ChatRequest) -> str:
+def _context(state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...]) -> ParserContext:
+    """The prompt, and what else the answer's parsers may know."""
     if not state.tokenizer.has_chat_template:
         message = "messages: this model has no chat template; use /v1/completions, or start with --chat-template FILE"
         raise InvalidRequest(message, param="messages", code="no_chat_template")
+    messages = body.conversation()
     continues = bool(body.continue_final_message)
-    return state.tokenizer.apply_chat_template(
-        body.conversation(),
+    prompt = state.tokenizer.apply_chat_template(
+        messages,
         add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=continues,
+        tools=list(tools) or None,
         **(body.chat_template_kwargs or {}),
+    )
+    return ParserContext(
+        tools=tools,
+        tool_choice="auto" if tools else "none",
+        prompt=prompt,
+        continued=messages[-1]["content"] if continues else None,
     )
 
 

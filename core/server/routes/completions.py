@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from aiohttp import web
 
 from core.engine.output import ChoiceDelta
@@ -29,21 +31,25 @@ class CompletionFormat(ChoiceFormat):
             return None
         return CompletionChoice(index, self._echoes[index], None, None, None)
 
-    def chunk(self, index: int, delta: ChoiceDelta) -> CompletionChoice:
-        """A piece of a choice."""
+    def chunks(self, index: int, delta: ChoiceDelta) -> Iterator[CompletionChoice]:
+        """The delta as it is."""
+        if delta.text or delta.logprobs or delta.finish_reason is not None:
+            yield self._piece(index, delta)
+
+    def whole(self, index: int, delta: ChoiceDelta) -> CompletionChoice:
+        """A choice, after its echo."""
+        choice = self._piece(index, delta)
+        if self._echoes is not None:
+            choice.text = self._echoes[index] + choice.text
+        return choice
+
+    def _piece(self, index: int, delta: ChoiceDelta) -> CompletionChoice:
         logprobs = None
         if delta.logprobs is not None:
             offset = self._offsets.get(index, 0)
             logprobs = completion_logprobs(self._tokenizer, delta.token_ids, delta.logprobs, offset)
             self._offsets[index] = offset + sum(map(len, logprobs.tokens))
         return CompletionChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
-
-    def whole(self, index: int, delta: ChoiceDelta) -> CompletionChoice:
-        """A choice, after its echo."""
-        choice = self.chunk(index, delta)
-        if self._echoes is not None:
-            choice.text = self._echoes[index] + choice.text
-        return choice
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
