@@ -39,7 +39,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `link_bandwidth` counts one direction, over all of a device's links. `launch_s` is what each op takes beside its
     work. A step takes the host `host_step_s`, and `host_sequence_s` more for each of its sequences, in which the device
     stands idle: what overlaps with the device's work does not belong here. `max_in_flight` is the platform's of that
-    name: with 2, the next step is planned while one runs.
+    name: with 2, the next step is planned while one runs. `overlap` is how much of an op's shorter side, arithmetic or
+    memory traffic, goes on behind the longer one: all of it on accelerators, less on a host.
     """
 
     name: str
@@ -52,9 +53,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     launch_s: AtLeast
     host_step_s: AtLeast
     host_sequence_s: AtLeast
-    max_in_flight: Annotated[int, Meta(ge=1, le=2)]
     efficiency: Efficiency
     source: dict[str, str]  # by field: where its figure comes from
+    max_in_flight: Annotated[int, Meta(ge=1, le=2)] = 2
+    overlap: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
     @property
     def usable_memory(self) -> int:
@@ -62,13 +64,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return int(self.memory_bytes * self.efficiency.memory)
 
     def seconds(self, flops: float, size: float, dtype: DType) -> float:
-        """The roofline (Williams, Waterman & Patterson 2009): as long as the slower of arithmetic and memory takes.
+        """As long as the slower of arithmetic and memory takes (the roofline of Williams, Waterman & Patterson 2009), and
+        what of the other does not overlap with it.
 
         An element type without a peak of its own computes at the slowest that has one.
         """
         peak = self.peak_flops.get(dtype) or min(self.peak_flops.values())
         arithmetic = flops / (peak * self.efficiency.flops)
-        return max(arithmetic, size / (self.memory_bandwidth * self.efficiency.memory_bandwidth))
+        traffic = size / (self.memory_bandwidth * self.efficiency.memory_bandwidth)
+        return max(arithmetic, traffic) + (1.0 - self.overlap) * min(arithmetic, traffic)
 
     def all_reduce_seconds(self, size: float, devices: int) -> float:
         """A ring all-reduce of `size` bytes (Patarasuk & Yuan 2009): each device sends 2 (n - 1) / n of them."""
@@ -96,7 +100,8 @@ def load_profile(name: str) -> Profile:
         profile = msgspec.json.decode(content, type=Profile)
     except msgspec.DecodeError as error:  # also what does not fit
         raise ConfigError(OPTION, f"{path}: {error}") from error
-    unsourced = sorted(set(Profile.__struct_fields__) - {"name", "source"} - profile.source.keys())
+    needed = {field.name for field in msgspec.structs.fields(Profile) if field.required} - {"name", "source"}
+    unsourced = sorted(needed - profile.source.keys())
     if unsourced:
         raise ConfigError(OPTION, f"{path}: `source` does not say where {', '.join(unsourced)} comes from; add it")
     return profile

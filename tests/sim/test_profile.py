@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sim_engine import write_profile
+from sim_engine import exact_profile, write_profile
 
 from core.errors import ConfigError
 from core.types import DType
@@ -69,6 +69,11 @@ def test_the_roofline_is_the_slower_of_both() -> None:
     assert profile.seconds(1e12, 0, DType.FLOAT32) > compute
     # One without a peak computes at the slowest that has one.
     assert profile.seconds(1e12, 0, DType.INT8) == profile.seconds(1e12, 0, DType.FLOAT32)
+
+
+def test_what_does_not_overlap_takes_its_own_time() -> None:
+    profile = exact_profile(peak_flops={"bfloat16": 1.0}, memory_bandwidth=1.0, overlap=0.25)
+    assert profile.seconds(3, 2, DType.BFLOAT16) == profile.seconds(2, 3, DType.BFLOAT16) == pytest.approx(3 + 0.75 * 2)
 
 
 def test_a_ring_sends_almost_twice_what_it_reduces() -> None:
