@@ -41,6 +41,12 @@ def test_the_url_is_one_that_a_client_here_can_use(host: str, reachable: str) ->
         socket.create_connection((reachable, port)).close()
 
 
+def test_an_unknown_parser_is_known_before_the_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "/no/such/model", "--port", "0", "--tool-call-parser", "herms"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --tool-call-parser: there is no parser 'herms'; did you mean 'hermes'?")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
