@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core import ops
-from core.config import Config
+from core.config import Config, ParallelConfig
 from core.conformance.bounds import FLOATS, NEAR_TIE
 from core.defaults import torch_dtype
 from core.program import OpProgram, Storage, Value
@@ -81,6 +81,7 @@ class Oracle:
             config,
             model=msgspec.structs.replace(config.model, dtype=DType.FLOAT32),
             cache=msgspec.structs.replace(config.cache, dtype=DType.FLOAT32),
+            parallel=ParallelConfig(),
         )
         self._block_size = config.cache.block_size
         self._model = record_model(wide)

@@ -90,11 +90,12 @@ class CheckItem(pytest.Item):
     def __init__(self, *, check: Check, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.check = check
+        self.result: Result | None = None  # once it has run
         self.keywords[check.level] = check.level
 
     def runtest(self) -> None:
         """Run it. Raises CheckFailed; skips what is not claimed."""
-        result = registry.run(self.check, self.config.stash[_SUBJECT])
+        result = self.result = registry.run(self.check, self.config.stash[_SUBJECT])
         self.config.stash[_RESULTS].append(result)
         if result.outcome == "unclaimed":
             pytest.skip(f"not claimed: {result.reason}")
@@ -106,7 +107,7 @@ class CheckItem(pytest.Item):
         if not isinstance(excinfo.value, CheckFailed):
             return super().repr_failure(excinfo, style)
         result = excinfo.value.result
-        trace = f"\n{result.trace}" if result.trace and self.config.option.verbose > 0 else ""
+        trace = f"\n{result.trace}" if result.trace and getattr(self.config.option, "verbose", 0) > 0 else ""
         return f"{result.reason}\nThis matters because: {self.check.why}.{trace}"
 
     def reportinfo(self) -> tuple[Path, None, str]:
