@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from core.engine.messages import Abort, Deltas, Stats, Submit, ToEngine, encode, rejection
-from core.engine.transport import Arrived, Mailbox, Peer
+from core.engine.transport import Mailbox, Peer
 from core.errors import RequestError
 from core.types import RequestDelta
 
@@ -30,19 +29,22 @@ class EngineLoop:
 
     def run(self) -> None:
         """Serve until the supervisor wants the engine to end. What the engine raises here ends the process."""
-        while (arrived := self._mailbox.receive(wait=not self.has_work())) is not None:
-            self.turn(arrived)
+        while self.turn():
+            pass
 
-    def has_work(self) -> bool:
-        """Whether a turn is due even if nothing arrives: while any request is unfinished, so deadlines are seen too."""
-        return self._engine.has_work()
+    def turn(self) -> bool:
+        """Take in what has arrived, waiting for it if the engine is idle, and make one step. False: end.
 
-    def turn(self, arrived: Iterable[Arrived]) -> None:
-        """Take in what has arrived, then make one step if there is anything to do."""
+        An engine with unfinished requests is never idle, so it sees to their deadlines as well.
+        """
+        arrived = self._mailbox.receive(wait=not self._engine.has_work())
+        if arrived is None:
+            return False
         for frontend, message in arrived:
             self._handle(frontend, self._decoder.decode(message))
         if self._engine.has_work():
             self._deliver(self._engine.step())
+        return True
 
     def _handle(self, frontend: Peer, message: ToEngine) -> None:
         if isinstance(message, Submit):
