@@ -100,12 +100,8 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def has_work(self) -> bool:
-        """Whether `step` has anything to do."""
+        """Whether `step` has anything to do: while any request is unfinished, if only to end it at its deadline."""
         return bool(self._in_flight) or self._scheduler.has_unfinished()
-
-    def next_deadline(self) -> float | None:
-        """When the next request's time is up, in seconds of the platform's clock."""
-        return self._scheduler.next_deadline()
 
     # --- the loop ---
 

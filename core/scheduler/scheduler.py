@@ -102,22 +102,16 @@ class Scheduler:
         return True
 
     def expire(self) -> list[RequestDelta]:
-        """End the requests whose deadline has passed, running or waiting."""
+        """End the requests whose deadline has passed, running or waiting; forget deadlines of those that have ended."""
         now = self._clock()
         deltas = []
-        while self._deadlines and self._deadlines[0][0] <= now:
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._requests):
             deadline, request_id = heapq.heappop(self._deadlines)
             request = self._requests.get(request_id)
             if request is not None and request.deadline == deadline:
                 self._end(request)
                 deltas.append(RequestDelta(request_id, [], "deadline", num_cached_tokens=request.num_cached))
         return deltas
-
-    def next_deadline(self) -> float | None:
-        """When to call `expire` next, on the clock's scale."""
-        while self._deadlines and self._deadlines[0][1] not in self._requests:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
 
     def has_unfinished(self) -> bool:
         """Whether there are requests, or KV blocks to be moved, for which `schedule` may have a plan."""

@@ -84,7 +84,6 @@ def test_nothing_to_do() -> None:
     engine = Engine()
     assert engine.scheduler.schedule() is None
     assert not engine.scheduler.has_unfinished()
-    assert engine.scheduler.next_deadline() is None
 
 
 def test_long_prompt_is_computed_in_chunks_beside_a_decode() -> None:
@@ -238,7 +237,6 @@ def test_deadline_ends_running_and_waiting_requests() -> None:
     engine.add("waiting", [2], deadline=1.0)
     engine.add("patient", [3])
     plan = engine.plan()
-    assert engine.scheduler.next_deadline() == 1.0
     assert engine.scheduler.expire() == []
     now[0] = 2.0
     ended = engine.scheduler.expire()
@@ -248,8 +246,16 @@ def test_deadline_ends_running_and_waiting_requests() -> None:
     ]
     assert engine.num_owned == 0
     assert engine.answer(plan) == []
-    assert engine.scheduler.next_deadline() is None
     assert engine.names(engine.plan()) == ["patient"]
+
+
+def test_deadlines_of_ended_requests_are_not_kept() -> None:
+    engine = Engine()
+    for name in ("a", "b"):
+        engine.add(name, [1], deadline=1e9)
+        engine.scheduler.abort(name)
+    assert engine.scheduler.expire() == []
+    assert engine.scheduler._deadlines == []
 
 
 def test_abort_frees_blocks_at_once_and_drops_what_is_in_flight() -> None:

@@ -115,9 +115,6 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._live)
 
-    def next_deadline(self) -> float | None:
-        return None
-
     def step(self) -> list[RequestDelta]:
         time.sleep(self._step_s)
         self._steps += 1
