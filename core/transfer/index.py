@@ -32,10 +32,8 @@ class GuardedIndex(KVIndex):
         return min(found, len(hashes) - num_local)
 
     def wants(self, block_hash: bytes) -> bool:
-        """What the connector says, or False."""
-        if self._wants_all:
-            return self._lane.usable()
-        return bool(self._ask("wants", lambda connector: connector.wants(block_hash)))
+        """What the connector says, or False; whether it can be saved is the other side's to say, and to count."""
+        return self._wants_all or bool(self._ask("wants", lambda connector: connector.wants(block_hash)))
 
     def close(self) -> None:
         """Close the connector. May be called twice."""
@@ -52,6 +50,8 @@ class GuardedIndex(KVIndex):
             nonlocal answer
             try:
                 answer = question(connector)
+            except Exception as error:  # before the answer, or the next question would find it usable
+                self._lane.rest(error)
             finally:
                 answered.set()
 

@@ -46,6 +46,7 @@ class Lane:
         self._thread = threading.Thread(target=self._run, args=(make, started := _Started()), name=name, daemon=True)
         self._thread.start()
         if not started.event.wait(START_S):
+            self._closing = True  # should it come back one day
             raise PluginLoadError(
                 f"KV connector {name} has not come up within {START_S:g} s; see what it waits for, or go without it"
             )
@@ -66,10 +67,10 @@ class Lane:
             (self._urgent if urgent else self._patient).append(call)
             self._changed.notify()
 
-    def rest(self, reason: str) -> None:
+    def rest(self, reason: str | Exception) -> None:
         """Leave the connector alone for a while, since `reason`."""
         with self._changed:
-            self._rest(reason)
+            self._rest(reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}")
 
     def warn(self, message: str) -> None:
         """Log it, unless something was logged just now."""
@@ -121,7 +122,7 @@ class Lane:
         try:
             call(self.connector)
         except Exception as error:
-            self.rest(f"{type(error).__name__}: {error}")
+            self.rest(error)
         finally:
             with self._changed:
                 self._began = None
