@@ -97,7 +97,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(arguments: list[str], log: Path) -> Iterator[Server]:
+def serve(arguments: list[str], log: Path, environment: dict[str, str]) -> Iterator[Server]:
     """`core serve` with `arguments`, ready; killed in the end if it has not ended by then."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     with log.open("wb") as output:
@@ -106,7 +106,7 @@ def serve(arguments: list[str], log: Path) -> Iterator[Server]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**environment, "PYTHONPATH": path},
         )
     server = Server(process, log)
     try:

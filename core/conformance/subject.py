@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class Subject:
         self.name = name
         self.platform_opt = platform_opt
         self.findings = Findings()
+        #: As it was before anything of the plugin ran here, for the processes that the checks start.
+        self.environment = dict(os.environ)
         self._platform: Platform | None = None
         self._buffers: Buffers | None = None
         self._outcomes: dict[str, str] = {}

@@ -36,31 +36,28 @@ def steps(subject: Subject) -> None:
 
     def scenario(stage: Stage) -> None:
         with started(subject, stage) as driver:
-            first, second = prompts(2, 20, seed=1)[1], prompts(3, 20, seed=2)[2]
-            oracle, size = _oracle(subject, driver), driver.plan.config.cache.block_size
-            tables = {0: [7], 1: [3, 9]}
-            half = len(first) // 2
-            tokens = driver.run(
-                driver.make([(0, half)], admitted=[driver.admit(0, first, tables[0][: _needed(half, driver)])])
-            )
-            expect(not tokens, f"a step in the middle of a prompt sampled {tokens}")
-            fresh = [(0, index, 20 + index) for index in range(_needed(half, driver), _needed(len(first) + 1, driver))]
-            rows = [(0, len(first) - half), (1, len(second))]
-            plan = driver.make(rows, admitted=[driver.admit(1, second, tables[1])], blocks=fresh)
+            size = driver.plan.config.cache.block_size
+            first, second = (prompts(2, size, seed=seed)[1] for seed in (1, 2))
             outputs: dict[int, list[int]] = {0: [], 1: []}
-            _take(outputs, driver.run(plan), {0, 1})
-            for turn in range(_DECODES):
-                lengths = {0: len(first) + turn, 1: len(second) + turn}
-                new = [(row, n // size, 25 + row + turn) for row, n in lengths.items() if n % size == 0]
-                _take(outputs, driver.run(driver.make([(1, 1), (0, 1)], blocks=new)), {0, 1})
+            half = size // 2
+            tokens = driver.run(driver.make([(0, half)], admitted=[driver.admit(0, first, [7])]))
+            expect(not tokens, f"a step in the middle of a prompt sampled {tokens}")
+            rows = [(0, size - half), (1, size)]
+            _take(outputs, driver.run(driver.make(rows, admitted=[driver.admit(1, second, [3])])))
+            fresh = [(0, 1, 20), (1, 1, 9)]  # both prompts fill their blocks: what comes next needs another
+            _take(outputs, driver.run(driver.make([(1, 1), (0, 1)], blocks=fresh)))
+            for _ in range(_DECODES):
+                _take(outputs, driver.run(driver.make([(1, 1), (0, 1)])))
+            oracle = _oracle(subject, driver)
             for row, prompt in ((0, first), (1, second)):
                 _expect_greedy(oracle, subject, prompt, outputs[row], f"row {row} of two")
 
     within(scenario)
 
 
-def _take(outputs: dict[int, list[int]], tokens: dict[int, int], due: set[int]) -> None:
-    expect(set(tokens) == due, f"rows {sorted(due)} are due to sample, {sorted(tokens)} did")
+def _take(outputs: dict[int, list[int]], tokens: dict[int, int]) -> None:
+    """Add a step's tokens to what every row of `outputs` said before."""
+    expect(set(tokens) == set(outputs), f"rows {sorted(outputs)} are due to sample, {sorted(tokens)} did")
     for row, token in tokens.items():
         outputs[row].append(token)
 
@@ -92,18 +89,21 @@ def order(subject: Subject) -> None:
 
 @check("executor.release", "serve", "an aborted request that runs on takes its blocks and its row from the next")
 def release(subject: Subject) -> None:
-    """A released row is silent, and the request that gets it, with its blocks, next is answered as if it were the first."""
+    """A released row is silent; whoever gets the row, or its blocks, is answered as if nobody had had them before."""
 
     def scenario(stage: Stage) -> None:
         with started(subject, stage) as driver:
-            first, second = prompts(2, 18, seed=4)[1], prompts(3, 30, seed=5)[2]
+            first, second, third = (prompts(2, length, seed=length)[1] for length in (18, 30, 20))
             driver.run(driver.make([(0, len(first))], admitted=[driver.admit(0, first, [4, 8])]))
-            blocks = [8, 4, 11][: _needed(len(second) + 4, driver)]
-            plan = driver.make([(0, len(second))], released=[0], admitted=[driver.admit(0, second, blocks)])
-            output = [driver.run(plan).get(0, -1)]
-            output += [driver.run(driver.make([(0, 1)])).get(0, -1) for _ in range(2)]
-            _expect_greedy(_oracle(subject, driver), subject, second, output, "a row and blocks that were released")
-            driver.run(driver.make([(1, 1)], released=[0], admitted=[driver.admit(1, first[:1], [12])]))
+            anew = [driver.admit(0, second, [12, 5, 11]), driver.admit(1, third, [8, 4])]
+            outputs: dict[int, list[int]] = {0: [], 1: []}
+            _take(outputs, driver.run(driver.make([(0, len(second)), (1, len(third))], released=[0], admitted=anew)))
+            _take(outputs, driver.run(driver.make([(0, 1), (1, 1)])))
+            oracle = _oracle(subject, driver)
+            _expect_greedy(oracle, subject, second, outputs[0], "a request in a row that was released")
+            _expect_greedy(oracle, subject, third, outputs[1], "a request in blocks that were released")
+            tokens = driver.run(driver.make([(1, 1)], released=[0]))
+            expect(set(tokens) == {1}, f"row 0 was released, and rows {sorted(tokens)} sampled")
 
     within(scenario)
 

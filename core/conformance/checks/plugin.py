@@ -55,7 +55,7 @@ def _inspect(subject: Subject) -> Seen:
             timeout=PATIENCE_S,
             check=False,
             cwd=folders["PWD"],
-            env={**os.environ, **folders, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**subject.environment, **folders, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         )
     before, mark, line = found.stdout.rpartition(MARK)
     expect(mark, f"importing or probing it ended the process with status {found.returncode}: {found.stderr[-300:]}")

@@ -34,7 +34,9 @@ def _server(subject: Subject) -> Server:
     if running.server is None or running.server.process.poll() is not None:
         subject.release()
         log = subject.directory / "serve.log"
-        running.server = subject.keep_open(serve([str(subject.checkpoint().path), *_flags(subject)], log))
+        running.server = subject.keep_open(
+            serve([str(subject.checkpoint().path), *_flags(subject)], log, subject.environment)
+        )
     return running.server
 
 

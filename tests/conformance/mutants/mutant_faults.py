@@ -1,0 +1,72 @@
+"""Every fault that a platform is given on purpose, and the check that must catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TypeVar
+
+from mutant_platform import MutantPlatform
+
+_Breaks = TypeVar("_Breaks", bound=Callable[[MutantPlatform], None])
+
+#: Modules that register faults by `fault`.
+MODULES = ("mutant_kernels", "mutant_attention", "mutant_memory", "mutant_plans", "mutant_executors")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `platform` is the plugin that has it; `breaks` is None where its module or probe itself does."""
+
+    name: str
+    what: str
+    caught_by: str
+    breaks: Callable[[MutantPlatform], None] | None = None
+    buckets: bool = False
+    platform: str = "mutant"
+
+
+#: What is wrong with a plugin before there is a platform.
+FAULTS: dict[str, Fault] = {
+    each.name: each
+    for each in (
+        Fault("probe-prints", "the probe prints", "plugin.probe_pure"),
+        Fault("probe-sets-variable", "the probe sets an environment variable", "plugin.probe_pure"),
+        Fault("probe-leaves-file", "the probe leaves a temporary file", "plugin.probe_pure"),
+        Fault("probe-leaves-thread", "the probe leaves a thread running", "plugin.probe_pure"),
+        Fault("probe-imports-torch", "the probe imports torch", "plugin.probe_pure"),
+        Fault("probe-changes-mind", "the probe says something else every time", "plugin.probe_idempotent"),
+        Fault("import-torch", "the entry-point module imports torch", "plugin.import_clean", platform="mutant-torch"),
+        Fault("import-prints", "the entry-point module prints", "plugin.import_clean", platform="mutant-loud"),
+        Fault("import-slow", "the entry-point module takes 150 ms to import", "plugin.import_quick", platform="mutant-slow"),
+    )
+}  # fmt: skip
+
+
+def fault(name: str, what: str, caught_by: str, *, buckets: bool = False) -> Callable[[_Breaks], _Breaks]:
+    """Register a function that breaks a platform as the fault of that name."""
+
+    def register(breaks: _Breaks) -> _Breaks:
+        assert name not in FAULTS, name
+        FAULTS[name] = Fault(name, what, caught_by, breaks, buckets)
+        return breaks
+
+    return register
+
+
+def all_faults() -> list[Fault]:
+    """Every fault there is."""
+    for module in MODULES:
+        import_module(module)
+    return list(FAULTS.values())
+
+
+def make(name: str, *, buckets: bool) -> MutantPlatform:
+    """A platform with the fault of that name, or with none."""
+    all_faults()
+    platform = MutantPlatform(buckets=buckets)
+    breaks = FAULTS[name].breaks if name else None
+    if breaks is not None:
+        breaks(platform)
+    return platform
