@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 50000
 # Where a CPU-only torch is found: on x86-64, PyPI's is a CUDA build of several GB. Tried for torch alone and without its
 # dependencies, so that no package ever comes from an index it was not meant to; empty: go to the default index at once.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -18,7 +19,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins lint api-lock build bench clean
+.PHONY: help serve test test-fast test-plugins simulate-faults lint api-lock build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -34,6 +35,9 @@ test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## test the packages in 
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
 	@$(BIN)/python -m pytest -m "not slow and not plugins" $(ARGS)
+
+simulate-faults: $(VENV)/.core $(VENV)/.dev  ## whole servers among seeded faults in virtual time (SEEDS: how many; SEED=1 VERBOSE=1: one, in full)
+	@$(BIN)/python tests/simulation/simulate_faults.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(if $(VERBOSE),--verbose) $(ARGS)
 
 lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and compiler warnings as errors
 	$(BIN)/ruff check .
