@@ -20,6 +20,7 @@ from core.engine.client import RemoteEngineClient, _Stream
 from core.engine.core import Engine
 from core.engine.loop import EngineLoop
 from core.engine.supervisor import RestartPolicy
+from core.scheduler.request import Request, Status
 from core.scheduler.scheduler import Scheduler
 from core.scheduler.transfers import Transfers
 from core.types import NULL_BLOCK
@@ -173,6 +174,49 @@ def failed_loads_count_as_loaded(patch: Patch) -> None:
     patch.setattr(Transfers, "finish_loading", lambda self, name, *, loaded: finish(self, name, loaded=True))
 
 
+def aborted_loads_free_their_blocks_at_once(patch: Patch) -> None:
+    """one-writer, owners-are-counted"""
+    abort = Scheduler.abort
+
+    def hasty(self: Scheduler, request_id: str) -> bool:
+        request = self._transfers._loading.get(request_id)
+        if request is not None:
+            self._cache.release(request.blocks)
+        return abort(self, request_id)
+
+    patch.setattr(Scheduler, "abort", hasty)
+
+
+def ended_requests_get_what_was_in_flight(patch: Patch) -> None:
+    """ended-is-silent"""
+    take = Scheduler._take_in_flight
+
+    def reviving(self: Scheduler, plan: Any, output: Any) -> Any:
+        sampled = take(self, plan, output)
+        for request in sampled.values():
+            if request.status is Status.FINISHED:
+                request.status = Status.WAITING
+        return sampled
+
+    patch.setattr(Scheduler, "_take_in_flight", reviving)
+
+
+def the_queue_is_counted_up_only(patch: Patch) -> None:
+    """nothing-is-left, ends-with-its-reason"""
+    patch.setattr(Scheduler, "_leave_queue", lambda self, request: None)
+
+
+def min_tokens_are_ignored(patch: Patch) -> None:
+    """ends-with-its-reason"""
+    finish_reason = Request.finish_reason
+
+    def early(self: Request, token_id: int) -> Any:
+        self.min_length = 0
+        return finish_reason(self, token_id)
+
+    patch.setattr(Request, "finish_reason", early)
+
+
 # --- engine, client, supervisor ------------------------------------------------------------------------------
 
 
@@ -230,6 +274,18 @@ def the_client_forgets_to_submit_again(patch: Patch) -> None:
         self._streams = streams
 
     patch.setattr(RemoteEngineClient, "_take_engine", forgetting)
+
+
+def the_client_takes_the_dead_for_living(patch: Patch) -> None:
+    """ends-in-time"""
+    lose = RemoteEngineClient._lose_engine
+
+    def faithful(self: RemoteEngineClient) -> None:
+        lose(self)
+        for stream in self._streams.values():
+            stream.submitted = True
+
+    patch.setattr(RemoteEngineClient, "_lose_engine", faithful)
 
 
 def the_loop_keeps_owners(patch: Patch) -> None:

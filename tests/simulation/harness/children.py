@@ -149,12 +149,17 @@ class EngineChild(SimChild):
 class FrontendChild(SimChild):
     """A frontend's process."""
 
-    def __init__(self, world: World, spec: FrontendSpec, pid: int, on_report: OnReport, slot: int) -> None:
+    def __init__(
+        self, world: World, spec: FrontendSpec, pid: int, on_report: OnReport, slot: int, *, fails: bool
+    ) -> None:
         super().__init__(world, f"frontend {slot}", pid, on_report)
         self._slot = slot
+        self._fails = fails
         self.life = FrontendLife(world, spec, pid, slot)
 
     async def live(self) -> str:
+        if self._fails:
+            raise BadLuck("the frontend has no port")
         await self.life.run()
         return "ended with status 0"
 

@@ -31,6 +31,7 @@ def draw(seed: int) -> Scenario:
         kv_delay=rng.choice([1e-3, 0.02, 0.5]),
         kv_failures=rng.choice([0.0, 0.3, 1.0]),
         stats_every=rng.choice([None, 0.05]),
+        drain_s=rng.choice([0.0, 0.05, 30.0, 30.0]),
     )
 
 
@@ -131,16 +132,18 @@ def _faults(rng: random.Random, frontends: int, arrivals: tuple[Arrival, ...]) -
     if rng.random() < 0.25:
         return Faults()
     steps = [_step_fault(rng) for _ in range(rng.choice([0, 1, 2, 6]))]
-    deaths = sorted(rng.uniform(0.2, 1.2) for _ in range(rng.choice([0, 0, 1, 2])))
+    deaths = [rng.uniform(0.2, 1.2) for _ in range(rng.choice([0, 0, 1, 2]))]
+    deaths += [rng.uniform(60.0, 90.0) for _ in range(rng.random() < 0.05)]
     return Faults(
         steps=tuple({fault.step: fault for fault in steps}.values()),
-        engine_deaths=tuple(deaths),
+        engine_deaths=tuple(sorted(deaths)),
         frontend_deaths=tuple(
-            (rng.uniform(0.1, 0.8), rng.randrange(frontends)) for _ in range(rng.choice([0, 0, 0, 1]))
+            (rng.uniform(0.0, 0.8), rng.randrange(frontends)) for _ in range(rng.choice([0, 0, 0, 1]))
         ),
         failed_starts=rng.choice([()] * 12 + [(1,), (2,), (2, 3), (3, 4), tuple(range(2, 9))]),
+        failed_frontends=rng.choice([()] * 20 + [(1,), (2, 3), tuple(range(1, 20))]),
         poison=rng.choice(arrivals).name if rng.random() < 0.1 else None,
-        shutdown=rng.uniform(0.1, 0.8) if rng.random() < 0.1 else None,
+        shutdowns=tuple(rng.uniform(0.1, 0.8) for _ in range(rng.choice([0] * 18 + [1, 2]))),
     )
 
 

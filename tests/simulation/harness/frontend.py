@@ -158,6 +158,7 @@ class FrontendLife:
         for arrival in scenario.arrivals:
             if arrival.frontend == self._slot and arrival.at >= self._world.loop.time():
                 self._visitors.append(asyncio.create_task(self._arrive(client, arrival)))
+        self._visitors.append(asyncio.create_task(self._wait_until_ready(client)))
         if scenario.stats_every is not None:
             self._visitors.append(asyncio.create_task(self._ask_for_stats(client, scenario.stats_every)))
 
@@ -178,6 +179,14 @@ class FrontendLife:
             self._world.trace.note(reader.request.request_id, "is aborted")
             reader.aborted = True
             self._visitors.append(asyncio.create_task(client.abort(reader.request.request_id)))
+
+    async def _wait_until_ready(self, client: RemoteEngineClient) -> None:
+        try:
+            await client.wait_ready()
+        except EngineDead:
+            return
+        if client.config.scheduler != self._world.scenario.shape.config().scheduler:
+            self._world.violate(Violation("stats-are-sane", f"the engine's limits are {client.config.scheduler}"))
 
     async def _ask_for_stats(self, client: RemoteEngineClient, every: float) -> None:
         while True:

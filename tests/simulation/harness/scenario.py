@@ -140,8 +140,9 @@ class Faults:
     engine_deaths: tuple[float, ...] = ()
     frontend_deaths: tuple[tuple[float, int], ...] = ()  # (when, which)
     failed_starts: tuple[int, ...] = ()  # engines, counted from 1, that fail while they load
+    failed_frontends: tuple[int, ...] = ()  # frontends, counted from 1, that fail at once
     poison: str | None = None  # a request that ends every engine that computes it
-    shutdown: float | None = None  # when the server is told to end; None: when all is done
+    shutdowns: tuple[float, ...] = ()  # when the server is told to end; never: when all is done
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Scenario:
     kv_delay: float  # the longest that a connector's load takes
     kv_failures: float  # the fraction of loads that fail
     stats_every: float | None
+    drain_s: float  # what running requests get when the server is told to end
 
     @property
     def last_event(self) -> float:
@@ -164,4 +166,4 @@ class Scenario:
         faults = self.faults
         moments = [arrival.at for arrival in self.arrivals]
         moments += [*faults.engine_deaths, *(moment for moment, _ in faults.frontend_deaths)]
-        return max([*moments, faults.shutdown or 0.0])
+        return max([*moments, *faults.shutdowns])

@@ -30,13 +30,12 @@ def shrink(scenario: Scenario, invariant: str) -> Scenario:
 
 def _smaller(scenario: Scenario) -> Iterator[Scenario]:
     faults = scenario.faults
-    for name in ("steps", "engine_deaths", "frontend_deaths", "failed_starts"):
+    for name in ("steps", "engine_deaths", "frontend_deaths", "failed_starts", "failed_frontends", "shutdowns"):
         luck = getattr(faults, name)
         for index in range(len(luck)):
             yield replace(scenario, faults=replace(faults, **{name: luck[:index] + luck[index + 1 :]}))
-    for name in ("poison", "shutdown"):
-        if getattr(faults, name) is not None:
-            yield replace(scenario, faults=replace(faults, **{name: None}))
+    if faults.poison is not None:
+        yield replace(scenario, faults=replace(faults, poison=None))
     if scenario.stats_every is not None:
         yield replace(scenario, stats_every=None)
     for index in range(len(scenario.arrivals)):

@@ -29,9 +29,8 @@ from harness.virtual_time import Deadlock, VirtualLoop
 
 #: Virtual seconds after the last event by which everything must have ended: restarts wait up to 30 s each.
 PATIENCE_S = 300.0
-#: What a process takes to start, and what running requests get when the server is told to end.
+#: What a process takes to start.
 START_S = 0.01
-DRAIN_S = 30.0
 #: No scenario needs nearly as many.
 MOST_STEPS = 20_000
 
@@ -60,6 +59,7 @@ class World:
         self._engine: EngineChild | None = None  # the one that lives, or the last
         self._frontends: dict[int, FrontendChild] = {}  # those that live, by slot
         self._started = 0
+        self._started_frontends = 0
         self._unready_deaths = 0
         self._was_ready = False
         self._steps = 0
@@ -114,7 +114,7 @@ class World:
             frontend_options=NoOptions(),
             listen_fd=-1,
             api_server_count=self.scenario.frontends,
-            shutdown_timeout_s=DRAIN_S,
+            shutdown_timeout_s=self.scenario.drain_s,
         )
         supervisor = Supervisor(launch, self, open_hub=lambda: SimHub.open(self.network), start_child=self.start_child)
         serving = asyncio.create_task(supervisor.run())
@@ -132,8 +132,8 @@ class World:
             self.loop.call_at(moment, self._kill_engine)
         for moment, slot in faults.frontend_deaths:
             self.loop.call_at(moment, self._kill_frontend, slot)
-        if faults.shutdown is not None:
-            self.loop.call_at(faults.shutdown, self.loop.raise_signal, signal.SIGTERM)
+        for moment in faults.shutdowns:
+            self.loop.call_at(moment, self.loop.raise_signal, signal.SIGTERM)
 
     def _kill_engine(self) -> None:
         if self._engine is not None:
@@ -190,7 +190,11 @@ class World:
         if not serving.done():
             raise Violation("ends-in-time", "the server does not end")
         error = serving.exception()
-        if error is not None and not (isinstance(error, EngineDead) and self.may_give_up()):
+        if isinstance(error, EngineDead):
+            right = self.may_give_up()
+        else:
+            right = error is None or len(self.scenario.faults.failed_frontends) > GIVE_UP_AFTER
+        if not right:
             raise Violation("ends-with-its-reason", f"the server: {error!r}")
         if self._frontends or (self._engine is not None and not self._engine.end.done()):
             raise Violation("nothing-is-left", "a child outlives its supervisor")
@@ -214,7 +218,9 @@ class World:
             self._engine.begin()
             return self._engine
         slot = next(slot for slot in range(self.scenario.frontends) if slot not in self._frontends)
-        frontend = self._frontends[slot] = FrontendChild(self, spec, self._started, on_report, slot)
+        self._started_frontends += 1
+        fails = self._started_frontends in self.scenario.faults.failed_frontends
+        frontend = self._frontends[slot] = FrontendChild(self, spec, self._started, on_report, slot, fails=fails)
         frontend.begin()
         return frontend
 
