@@ -72,11 +72,12 @@ class World:
         with _logs_into(self.trace):
             try:
                 self.loop.run_until_complete(self._happen())
+            except Violation as violation:
+                self.violate(violation)
             except Deadlock as error:
                 self.violate(Violation("ends-in-time", str(error)))
-            except RuntimeError:
-                if self._violation is None:
-                    raise
+            except Exception as error:  # after a violation: that the loop was stopped
+                self.violate(Violation("nothing-is-unhandled", f"{type(error).__name__}: {error}"))
             finally:
                 self._clean_up()
         if self._violation is not None:
@@ -87,7 +88,8 @@ class World:
         if self._violation is None:
             self._violation = violation
             self.trace.note("violation", "%s", violation)
-        self.loop.stop()
+        if self.loop.is_running():
+            self.loop.stop()
 
     def _on_unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         del loop
@@ -167,9 +169,13 @@ class World:
             await asyncio.wait([serving], timeout=2 * self.network.slowest + 0.01)  # what was under way has arrived
             if serving.done():
                 return False
-            if len(self._frontends) == self.scenario.frontends and self._is_idle():
+            if self._is_up() and self._is_idle():
                 return True
         raise Violation("ends-in-time", "the server never rests")
+
+    def _is_up(self) -> bool:
+        clients = [frontend.life.client for frontend in self._frontends.values() if frontend.life.client is not None]
+        return len(clients) == self.scenario.frontends
 
     def _is_idle(self) -> bool:
         engine = None if self._engine is None or self._engine.end.done() else self._engine.life.engine
@@ -315,10 +321,10 @@ class _TraceHandler(logging.Handler):
 def _logs_into(trace: Trace) -> Iterator[None]:
     """What core logs is part of the trace, and of nothing else."""
     logger, handler = logging.getLogger("core"), _TraceHandler(trace)
+    propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
-    logger.propagate = False
     try:
         yield
     finally:
-        logger.propagate = True
+        logger.propagate = propagate
         logger.removeHandler(handler)
