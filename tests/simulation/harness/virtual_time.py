@@ -21,6 +21,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._clock_resolution = 1e-7  # how early a timer may go off: floats still tell it from nothing after a year
         self._selector = self  # what BaseEventLoop asks for events, and for how long to wait
         self._signals: dict[int, Callable[[], object]] = {}
 
