@@ -19,7 +19,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins simulate-faults lint api-lock build bench clean
+.PHONY: help serve test test-fast test-plugins simulate-faults lint api-lock docs support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -46,6 +46,13 @@ lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and 
 
 api-lock: $(VENV)/.python  ## renew tests/api.lock after API_VERSION was raised
 	@$(BIN)/python tests/support/api_lock.py
+
+docs: $(VENV)/.core  ## write the pages that are made from the source and from docs/reports
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/support.py
+
+support-matrix: $(VENV)/.core $(VENV)/.dev  ## run the conformance of every platform at hand, keep the reports, write docs/support.md
+	@$(BIN)/python docs/support.py --run
 
 build: $(VENV)/.dev  ## make dist/*.tar.gz and dist/*.whl
 	$(BIN)/python -m build
