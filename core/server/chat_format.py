@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from msgspec import UNSET
 
@@ -45,18 +45,15 @@ class ChatFormat(ChoiceFormat):
         """The role."""
         return ChatChunkChoice(index, ChatPiece(role="assistant", content=""), None, None, None)
 
-    def chunks(self, index: int, delta: ChoiceDelta) -> Iterator[ChatChunkChoice]:
+    def chunks(self, index: int, delta: ChoiceDelta) -> list[ChatChunkChoice]:
         """One for each event. The last of a choice has its finish reason; logprobs go with the first of their delta."""
-        pieces = list(map(_piece, self._events(index, delta)))
-        if not pieces and (delta.logprobs or delta.finish_reason is not None):
-            pieces = [ChatPiece()]
-        logprobs = self._logprobs(delta)
-        for piece in pieces:
-            chunk = ChatChunkChoice(index, piece, logprobs, None, None)
-            if piece is pieces[-1] and delta.finish_reason is not None:
-                chunk.finish_reason, chunk.stop_reason = self._finish_reason(index, delta), delta.stop_reason
-            yield chunk
-            logprobs = None
+        chunks = [ChatChunkChoice(index, _piece(event), None, None, None) for event in self._events(index, delta)]
+        if not chunks and (delta.logprobs or delta.finish_reason is not None):
+            chunks = [ChatChunkChoice(index, ChatPiece(), None, None, None)]
+        if chunks:
+            chunks[0].logprobs = self._logprobs(delta)
+            chunks[-1].finish_reason, chunks[-1].stop_reason = self._finish_reason(index, delta), delta.stop_reason
+        return chunks
 
     def whole(self, index: int, delta: ChoiceDelta) -> ChatChoice:
         """The message."""

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from core.errors import PluginLoadError
+from core.errors import PluginLoadError, QueueFull
 from core.extensions import Extensions
 from core.server.options import ServerOptions
 
@@ -171,8 +171,8 @@ async def test_what_a_route_raises_is_an_answer_and_the_server_serves_on(
 
 
 async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(server: Any) -> None:
-    async with aiohttp.ClientSession() as session:
-        with pytest.raises(aiohttp.ClientError):
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+        with pytest.raises(aiohttp.ClientPayloadError):
             async with session.get(f"{server.url}/half") as response:
                 await response.read()
     assert (await send("GET", f"{server.url}/prompt"))[0] == 200
@@ -294,6 +294,10 @@ async def test_a_choice_ends_once_however_it_does(serve: Serve, install: Install
     server.engine.finish = "deadline"
     assert (await complete(server, deadline_ms=1, n=2))[0] == 408
     assert ended() == [("deadline", 0), ("deadline", 0)]
+    server.engine.reset()
+    server.engine.error = QueueFull("too many")  # so it never began
+    assert (await complete(server, n=2))[0] == 429
+    assert ended() == []
     server.engine.reset()
     server.engine.stall_after = 2
     request = asyncio.create_task(complete(server))

@@ -28,12 +28,12 @@ class AnswerParser:
         self._tools = tools
         self._parallel = parallel
 
-    def feed(self, text: str) -> Iterator[Event]:
+    def feed(self, text: str) -> Iterable[Event]:
         """What is certain now that `text` came. To be read to its end."""
+        content = (ContentDelta(text),)
         if self._reasoning is None:
-            yield from self._answer([ContentDelta(text)])
-        else:
-            yield from self._answer(self._reasoning.feed(text))
+            return content if self._tools is None else self._answer(content)
+        return self._answer(self._reasoning.feed(text))
 
     def finish(self) -> Iterator[Event]:
         """The rest, once no text will follow. To be read to its end."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -50,13 +50,14 @@ Event = ContentDelta | ReasoningDelta | ToolCallStart | ArgumentsDelta
 class ParserContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a parser may know of its request.
 
-    `tools` are the request's own, in OpenAI's form, empty where none may be called. `prompt` is the text that the
+    `tools` are the request's own, in OpenAI's form, empty where none may be called; `tool_choice` is then "none", and
+    "auto" where the model decides (OpenAI's other choices are refused so far). `prompt` is the text that the
     model goes on from, as the chat template wrote it; `continued` is the beginning of the answer, where the client gave
     it (`continue_final_message`). `options` are those of the parser's plugin.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: str = "auto"
     prompt: str = ""
     continued: str | None = None
     options: Mapping[str, str] = {}
