@@ -36,5 +36,5 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (info / "entry_points.txt").write_text("\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(PROJECT)]))
+        patch.setenv("PYTHONPATH", f"{site}{os.pathsep}{PROJECT}", prepend=os.pathsep)
         yield

@@ -56,9 +56,8 @@ def test_what_it_cannot_do_is_refused_with_the_way_out(option: str) -> None:
 
 def test_the_option_chooses_whose_kernels_run() -> None:
     for kernels, own in (("numpy", True), ("reference", False)):
-        (pair,) = [f"minimal.kernels={kernels}"]
-        chosen = plugins.choose(parse_options({"platform": "minimal", "platform_opt": (pair,)}))
-        table = plugins.create(chosen).kernels()
+        options = {"platform": "minimal", "platform_opt": (f"minimal.kernels={kernels}",)}
+        table = plugins.create(plugins.choose(parse_options(options))).kernels()
         assert (table.get("linear") is not REFERENCE["linear"]) is own
         assert table.get("embedding") is REFERENCE["embedding"]
 
