@@ -14,7 +14,7 @@ from core.types import KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 
 
 class UniprocExecutor(Executor):
-    """Every call of the worker, its construction included, is made on one thread, in the order of the calls here.
+    """Every call of the worker but `kv_transfers`, its construction included, is made on one thread, in the order here.
 
     So `submit` returns at once, steps never overlap, and what torch keeps by thread (grad mode, the current device)
     is set once. What a call raises is raised here: by `collect`, for a step.
@@ -84,10 +84,8 @@ class UniprocExecutor(Executor):
         return future.result()
 
     def kv_transfers(self) -> KVTransferStats:
-        """The worker's counts, after the steps in flight; zeros after `shutdown`."""
-        if not self._running:
-            return KVTransferStats()
-        stats: KVTransferStats = self._call(self._worker.kv_transfers)
+        """The worker's counts, at once and on the caller's thread: whoever looks at them waits for no step."""
+        stats: KVTransferStats = self._worker.kv_transfers()
         return stats
 
     def health(self) -> Health:

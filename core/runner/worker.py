@@ -228,8 +228,9 @@ class Worker:
         return self._runner
 
     def kv_transfers(self) -> KVTransferStats:
-        """What the KV connector has done."""
-        return self._blocks.stats() if self._blocks is not None else KVTransferStats()
+        """What the KV connector has done. The one call that comes from another thread."""
+        blocks = self._blocks
+        return blocks.stats() if blocks is not None else KVTransferStats()
 
     def health(self) -> Health:
         """A worker that answers is healthy."""

@@ -13,7 +13,7 @@ import pytest
 from core.distributed.uniproc import UniprocExecutor
 from core.errors import DeviceLost, PlatformError, Unsupported
 from core.platform import Health, Plan, Platform
-from core.types import StepOutput, StepPlan
+from core.types import KVTransferStats, StepOutput, StepPlan
 
 
 class FakeWorker:
@@ -45,6 +45,9 @@ class FakeWorker:
         if plan.step in self.fails:
             raise self.fails[plan.step]
         return StepOutput(plan.step, plan.rows, [plan.step])
+
+    def kv_transfers(self) -> KVTransferStats:
+        return KVTransferStats(saved=3)
 
     def health(self) -> Health:
         return Health(ok=True)
@@ -115,6 +118,14 @@ def test_submit_returns_before_the_step_has_run(executor: UniprocExecutor, platf
     assert [executor.collect(ticket).step for ticket in tickets] == [1, 2]
     with pytest.raises(RuntimeError, match="not the oldest"):
         executor.collect(tickets[1])
+
+
+def test_whoever_looks_at_transfers_waits_for_no_step(executor: UniprocExecutor, platform: FakePlatform) -> None:
+    platform.gate.clear()
+    ticket = executor.submit(step(1))
+    assert executor.kv_transfers() == KVTransferStats(saved=3)
+    platform.gate.set()
+    executor.collect(ticket)
 
 
 def test_collect_raises_what_the_step_raised(executor: UniprocExecutor, platform: FakePlatform) -> None:

@@ -200,7 +200,7 @@ def test_a_redis_with_a_password(make: Make, server: Any, tmp_path: Path) -> Non
     with server.client() as client:
         client.config_set("requirepass", "open sesame")
     with pytest.raises(redis.AuthenticationError):
-        make().lookup(HASHES, 0)
+        make().lookup(HASHES[:2], 0)  # to a longer question of a stranger Redis only hangs up
     (tmp_path / "password").write_text("open sesame\n")
     connector = make(password_file=str(tmp_path / "password"))
     save(connector, 0)
