@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from core.conformance.registry import Level
+from core.conformance.registry import LEVELS, Level
 from core.conformance.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +102,7 @@ def _table(columns: Mapping[str, Standing], found: Mapping[str, Run]) -> str:
 
 
 def _cells(standing: Standing, run: Run | None) -> Iterator[tuple[str, str]]:
+    """A platform's rows. What it declares is told only where the level of its report tests that."""
     yield "what", standing.what
     if run is None:
         yield "verified", f"**{standing.verified if standing.verified == 'compiled only' else 'not run'}**"
@@ -118,17 +119,20 @@ def _cells(standing: Standing, run: Run | None) -> Iterator[tuple[str, str]]:
     yield "core, contract", f"{report.core}, {_version(report.plugin_contract)} (core's: {_version(report.contract)})"
     yield "plugin", report.distribution
     yield "device", ", ".join(dict.fromkeys(device.name for device in report.devices))
-    yield "weights", _listed(can["dtypes"])
-    yield "KV cache", _listed(can["kv_dtypes"])
-    yield "step shapes", f"{len(can['buckets'])} fixed" if can["buckets"] else "any"
-    yield "devices at once", str(can["max_parallel_size"])
-    yield "same step, same bits", _yes(can["deterministic"])
-    yield "tokens independent of the batch", _yes(can["batch_invariant"])
-    yield "KV blocks out and in", _yes(can["kv_transfer"])
-    yield "sampling", _all(report.sampling)
-    for op in dict.fromkeys(support.op for support in report.ops):
-        yield f"`{op}`", _listed([s.dtype for s in report.ops if s.op == op and s.supported]) or "no"
-    yield "attention's features", _all({name: answer is True for name, answer in report.attention.items()})
+    tested = [*map(str, LEVELS)].index(report.level)
+    if tested >= LEVELS.index("ops"):
+        yield "weights", _listed(can["dtypes"])
+        yield "KV cache", _listed(can["kv_dtypes"])
+        yield "step shapes", f"{len(can['buckets'])} fixed" if can["buckets"] else "any"
+        yield "KV blocks out and in", _yes(can["kv_transfer"])
+        for op in dict.fromkeys(support.op for support in report.ops):
+            yield f"`{op}`", _listed([s.dtype for s in report.ops if s.op == op and s.supported]) or "no"
+        yield "attention's features", _all({name: answer is True for name, answer in report.attention.items()})
+    if tested >= LEVELS.index("serve"):
+        yield "same step, same bits", _yes(can["deterministic"])
+        yield "tokens independent of the batch", _yes(can["batch_invariant"])
+        yield "devices at once", str(can["max_parallel_size"])
+        yield "sampling", _all(report.sampling)
 
 
 def _remarks(name: str, report: Report) -> str:
