@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.conformance.registry import expect
+from core.conformance.failures import expect
 from core.defaults import torch_dtype
 from core.platform import MemoryBackend
 from core.types import DType

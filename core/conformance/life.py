@@ -4,58 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from core.conformance.registry import Broken
-from core.conformance.subject import PATIENCE_S, Subject
+from core.conformance.failures import Broken
+from core.conformance.limits import Stage
+from core.conformance.subject import Subject
 from core.platform import Executor, Plan
 from core.types import Admission, KVOp, SamplingParams, StepOutput, StepPlan
-
-_Given = TypeVar("_Given")
 
 #: The blocks of an executor's caches, enough for all requests of a check.
 BLOCKS = 40
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=64, ignore_eos=True)
 #: Seconds for counts of threads and files to settle: an ended thread goes a moment after it was joined.
 _SETTLING_S = 3.0
-
-
-class Stage:
-    """What is being done, for the message when it does not end."""
-
-    def __init__(self) -> None:
-        self.name = "starting"
-
-    def __call__(self, name: str) -> None:
-        self.name = name
-
-
-def within(function: Callable[[Stage], _Given], seconds: float = PATIENCE_S) -> _Given:
-    """What `function` gives. Raises Broken, naming the stage, where it does not end in `seconds`.
-
-    It runs on one thread of its own, as an executor's calls all come from one thread.
-    """
-    stage, given, raised = Stage(), list[_Given](), list[BaseException]()
-
-    def run() -> None:
-        try:
-            given.append(function(stage))
-        except BaseException as error:  # handed over to the thread that waits
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="conformance", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise Broken(f"{stage.name} did not end in {seconds:g} s")
-    if raised:
-        raise raised[0]
-    return given[0]
 
 
 # --- steps ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from core.conformance import steps
 from core.conformance.bounds import FLOATS, bound, deviation
 from core.conformance.buffers import Held
 from core.conformance.cases import Numbers
-from core.conformance.registry import expect
+from core.conformance.failures import expect
 from core.conformance.steps import Span, Step
 from core.conformance.subject import Subject
 from core.platform import AttentionBackend, AttentionQuery, Bucket, KVLayout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +20,8 @@ from core.conformance.subject import Subject
 _HERE = Path(__file__).parent
 #: The one file that is collected: its place stands for all checks.
 _FILE = _HERE / "registry.py"
+#: Seconds to print what is left to be printed after a check that hangs.
+_LAST_WORDS_S = 5.0
 _SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 _RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
 
@@ -62,9 +66,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Close what the checks left open."""
-    if _SUBJECT in config.stash:
-        config.stash[_SUBJECT].__exit__()
+    """Close what the checks left open. Where one hangs, its thread must not keep this process from ending."""
+    if _SUBJECT not in config.stash:
+        return
+    subject = config.stash[_SUBJECT]
+    if subject.hung:
+        last_words = threading.Timer(_LAST_WORDS_S, os._exit, (1,))
+        last_words.daemon = True
+        last_words.start()
+    else:
+        subject.close()
 
 
 # --- collecting ----------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from core.conformance.checks import MODULES
+from core.conformance.failures import Broken, NotClaimed
+from core.conformance.limits import Hung, Stage, within
 
 if TYPE_CHECKING:
     from core.conformance.subject import Subject
@@ -19,14 +21,6 @@ Level = Literal["boot", "ops", "serve", "perf"]
 LEVELS: tuple[Level, ...] = ("boot", "ops", "serve", "perf")
 
 Outcome = Literal["passed", "failed", "unclaimed"]
-
-
-class Broken(AssertionError):
-    """What a platform did against the contract: for which op, shape and type, in one line."""
-
-
-class NotClaimed(Exception):
-    """The platform does not claim what the check is about, and why that is fine."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +72,8 @@ def checks_up_to(level: Level) -> list[Check]:
     return [each for each in all_checks() if each.level in wanted]
 
 
-def expect(condition: object, message: str) -> None:
-    """Raises Broken with `message` unless `condition` holds."""
-    if not condition:
-        raise Broken(message)
-
-
-def expect_none(broken: Sequence[str]) -> None:
-    """Raises Broken with the first complaint, and how many there were."""
-    if broken:
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise Broken(broken[0] + more)
-
+#: Seconds for one check. The longest take some ten on a slow platform.
+CHECK_S = 600.0
 
 #: The check without which no other can run.
 FIRST = "plugin.loads"
@@ -98,10 +82,13 @@ FIRST = "plugin.loads"
 def run(each: Check, subject: Subject) -> Result:
     """Run one check. Whatever it raises becomes its result; only the user's own interrupt passes.
 
-    Where there is no platform, FIRST says so, and no other check repeats it.
+    Where there is no platform, FIRST says so, and no other check repeats it. After one that hangs none is run: its
+    thread goes on, and may hold anything.
     """
     if subject.has_failed(FIRST):
         return Result(each, "failed", f"not run, as {FIRST} failed")
+    if subject.hung:
+        return Result(each, "failed", f"not run, as {subject.hung} hangs")
     result = _run(each, subject)
     subject.note(each.name, result.outcome)
     return result
@@ -112,16 +99,24 @@ def _run(each: Check, subject: Subject) -> Result:
     outcome: Outcome = "passed"
     reason, trace = "", ""
     try:
-        each.run(subject)
+        within(lambda stage: _examine(each, subject, stage), CHECK_S)
+    except Hung as hung:
+        outcome, reason, subject.hung = "failed", str(hung), each.name
     except NotClaimed as claim:
         outcome, reason = "unclaimed", str(claim)
     except Broken as broken:
         outcome, reason = "failed", str(broken)
     except (Exception, SystemExit) as error:
         outcome, reason, trace = "failed", _where(error), traceback.format_exc()
+    return Result(each, outcome, " ".join(reason.split()), time.perf_counter() - started, trace)
+
+
+def _examine(each: Check, subject: Subject, stage: Stage) -> None:
+    stage(each.name)
+    try:
+        each.run(subject)
     finally:
         subject.tidy()
-    return Result(each, outcome, " ".join(reason.split()), time.perf_counter() - started, trace)
 
 
 def _where(error: BaseException) -> str:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core.conformance.registry import Broken, expect
+from core.conformance.failures import Broken, expect
+from core.conformance.limits import PATIENCE_S
 
 _READY = re.compile(r"^ready in .*?: (http://\S+)/v1", re.MULTILINE)
-#: Seconds to start, to answer, or to do what else must happen.
-PATIENCE_S = 120.0
 _POLL_S = 0.02
 _LOG_TAIL = 400
 

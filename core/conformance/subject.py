@@ -14,7 +14,7 @@ from core import plugins
 from core.config import Config, parse_options, resolve
 from core.conformance import checkpoints
 from core.conformance.buffers import Buffers
-from core.conformance.registry import Broken, NotClaimed
+from core.conformance.failures import Broken, NotClaimed
 from core.conformance.report import Figure, OpSupport
 from core.llm import LLM
 from core.platform import Bucket, Capabilities, ChosenPlatform, Plan, Platform
@@ -27,8 +27,6 @@ _Kept = TypeVar("_Kept")
 _ANY_SHAPE = (Bucket(1, 1), Bucket(5, 3), Bucket(33, 7), Bucket(130, 9))
 #: Larger buckets make the checks slow without showing more.
 _LARGEST_TESTED = 512
-#: Seconds to choose a platform, to start or to end: what takes longer counts as hanging.
-PATIENCE_S = 60.0
 
 
 @dataclass
@@ -51,6 +49,7 @@ class Subject:
         self.environment = dict(os.environ)
         self._platform: Platform | None = None
         self._buffers: Buffers | None = None
+        self.hung = ""  # the check that did not end
         self._outcomes: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
         self._open = contextlib.ExitStack()
@@ -60,6 +59,10 @@ class Subject:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back."""
         self.release()
         self._open.close()
 

@@ -16,8 +16,9 @@ from core.conformance import steps
 from core.conformance.bounds import FLOATS
 from core.conformance.buffers import same_bits
 from core.conformance.cases import Numbers
+from core.conformance.failures import Broken, NotClaimed, expect
 from core.conformance.paged import Cache, Served, attend, bucket_of, check_step, fitting, write
-from core.conformance.registry import Broken, NotClaimed, check, expect
+from core.conformance.registry import check
 from core.conformance.report import OpSupport
 from core.conformance.steps import Span
 from core.conformance.subject import Subject

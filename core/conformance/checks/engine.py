@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.conformance.checkpoints import families, prompts
+from core.conformance.failures import expect, expect_none
 from core.conformance.oracle import Oracle
-from core.conformance.registry import check, expect, expect_none
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.llm import LLM, RequestOutput
 from core.types import EngineRequest, SamplingParams
@@ -80,19 +81,19 @@ def full_cache(subject: Subject) -> None:
         expect(stats.kv_usage == 0, f"{stats.kv_usage:.0%} of the cache is in use when nothing runs")
 
 
-def kv_memory(subject: Subject, blocks: int) -> str:
-    """--kv-cache-memory for that many blocks of the tiny Llama."""
+def kv_memory(subject: Subject, blocks: int, family: str = "llama") -> str:
+    """--kv-cache-memory for that many blocks of a tiny model."""
 
     def block_bytes() -> int:
         subject.release()
-        executor = subject.platform.create_executor(subject.planned())
+        executor = subject.platform.create_executor(subject.planned(family))
         try:
             return executor.plan_memory().kv_block_bytes
         finally:
             executor.shutdown()
             subject.release()
 
-    return str(blocks * subject.kept("block_bytes", block_bytes))
+    return str(blocks * subject.kept(f"block_bytes.{family}", block_bytes))
 
 
 @check("engine.abort", "serve", "clients leave all the time; what they leave must not run on, nor touch others")

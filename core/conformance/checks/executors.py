@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.conformance.checkpoints import prompts
-from core.conformance.life import BLOCKS, Driver, Holdings, Stage, answer, started, within
+from core.conformance.failures import Broken, expect
+from core.conformance.life import BLOCKS, Driver, Holdings, answer, started
+from core.conformance.limits import Stage, within
 from core.conformance.oracle import Oracle
-from core.conformance.registry import Broken, check, expect
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.errors import CoreError
 from core.platform import Health

@@ -12,7 +12,8 @@ from core import ops
 from core.conformance.bounds import FLOATS, bound, deviation
 from core.conformance.buffers import Held, same_bits
 from core.conformance.cases import CASES, Case, Input, Numbers, magnitudes
-from core.conformance.registry import Broken, NotClaimed, check, expect, expect_none
+from core.conformance.failures import Broken, NotClaimed, expect, expect_none
+from core.conformance.registry import check
 from core.conformance.report import OpSupport
 from core.conformance.subject import Subject
 from core.defaults import torch_dtype

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from core.conformance.bounds import FLOATS
 from core.conformance.buffers import same_bits
-from core.conformance.registry import Broken, check, expect
+from core.conformance.failures import Broken, expect
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.defaults import torch_dtype
 from core.errors import OutOfDeviceMemory

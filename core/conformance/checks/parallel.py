@@ -6,8 +6,9 @@ from typing import Any
 
 from core.conformance.checkpoints import prompts
 from core.conformance.checks.engine import GREEDY, complaints, oracle_of
-from core.conformance.life import Stage, within
-from core.conformance.registry import Broken, check, expect_none
+from core.conformance.failures import Broken, expect_none
+from core.conformance.limits import Stage, within
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.errors import ConfigError, Unsupported
 

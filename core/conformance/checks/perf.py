@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from core.conformance.cases import Input, Numbers
 from core.conformance.checkpoints import prompts
-from core.conformance.registry import check, expect
+from core.conformance.failures import expect
+from core.conformance.registry import check
 from core.conformance.report import Figure
 from core.conformance.subject import Subject
 from core.types import SamplingParams

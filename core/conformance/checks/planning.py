@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from core.config import Config
-from core.conformance.registry import check, expect, expect_none
+from core.conformance.failures import expect, expect_none
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.errors import ConfigError, Unsupported
 from core.platform import Plan

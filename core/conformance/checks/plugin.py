@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
+from core.conformance.failures import expect, expect_none
 from core.conformance.inspection import MARK, PLACES, Seen
-from core.conformance.registry import check, expect, expect_none
-from core.conformance.subject import PATIENCE_S, Subject
+from core.conformance.limits import PATIENCE_S
+from core.conformance.registry import check
+from core.conformance.subject import Subject
 from core.platform import (
     AttentionBackend,
     DeviceInfo,

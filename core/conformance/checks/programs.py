@@ -15,8 +15,9 @@ from core.conformance.bounds import LOGITS
 from core.conformance.buffers import same_bits
 from core.conformance.cases import Numbers
 from core.conformance.checkpoints import families
+from core.conformance.failures import NotClaimed, expect
 from core.conformance.oracle import HostValue, evaluate, parameter_tensors, reference_cache
-from core.conformance.registry import NotClaimed, check, expect
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.defaults import EagerExecutable, torch_dtype
 from core.platform import AttentionBackend, AttentionQuery, Bindings, Bucket, Executable, Platform

@@ -12,8 +12,9 @@ from core.conformance import checkpoints
 from core.conformance.bounds import LOGITS, NEAR_TIE
 from core.conformance.checkpoints import prompts
 from core.conformance.checks.engine import oracle_of
+from core.conformance.failures import Broken, NotClaimed, expect
 from core.conformance.oracle import Oracle, first_wrong
-from core.conformance.registry import Broken, NotClaimed, check, expect
+from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.errors import InvalidRequest
 from core.llm import LLM, CompletionOutput, RequestOutput

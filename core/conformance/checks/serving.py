@@ -11,8 +11,9 @@ from typing import Any
 
 from core.conformance.checkpoints import prompts, token_ids
 from core.conformance.checks.sampling import ASKING
+from core.conformance.failures import NotClaimed, expect
 from core.conformance.oracle import Oracle
-from core.conformance.registry import NotClaimed, check, expect
+from core.conformance.registry import check
 from core.conformance.server import Server, alive, serve, until
 from core.conformance.subject import Subject
 from core.types import SAMPLING_FEATURES

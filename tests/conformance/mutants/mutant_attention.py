@@ -12,6 +12,7 @@ from mutant_platform import MutantPlatform, RowAttention
 from torch import Tensor
 
 from core import ops
+from core.errors import Unsupported
 from core.platform import AttentionQuery, KVLayout
 
 _Backend = type[RowAttention]
@@ -157,7 +158,7 @@ class WritesOutside(RowAttention):
         out.as_strided((out.shape[1],), (1,), out.storage_offset() + out.numel()).zero_()
 
 
-@wrong("attention-narrow", "scores are rounded to bfloat16", "attention.types")
+@wrong("attention-narrow", "queries are scaled by a rounded constant, and rounded to bfloat16", "attention.types")
 class Narrow(RowAttention):
     def attend(self, *args: Any, **attrs: Any) -> None:
         query, cache, *rest = args
@@ -199,14 +200,7 @@ class ImportInOrder(RowAttention):
 @wrong("transfer-undone", "kv_transfer is declared and blocks cannot be exported", "attention.kv_transfer")
 class TransferUndone(RowAttention):
     def export_blocks(self, cache: Sequence[Tensor], blocks: Sequence[int]) -> Tensor:
-        raise ops_unsupported()
-
-
-def ops_unsupported() -> Exception:
-    """What the contract's own default raises."""
-    from core.errors import Unsupported
-
-    return Unsupported("moving KV blocks out of the device", "it is not written yet")
+        raise Unsupported("moving KV blocks out of the device", "it is not written yet")
 
 
 @wrong("layout-changes", "kv_layout() gives another answer every time", "attention.layout")

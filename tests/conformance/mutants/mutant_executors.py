@@ -96,6 +96,30 @@ class CopiesDropped(_Executor):
         return super().submit(_with(plan, kv_ops=[]))
 
 
+@wrong("prefix-misplaced", "blocks that were found in the cache are taken in another order", "invariance.prefix")
+class PrefixMisplaced(_Executor):
+    def submit(self, plan: StepPlan) -> Ticket:
+        turned = [
+            msgspec.structs.replace(each, block_ids=[[*table[1:2], *table[:1], *table[2:]] for table in each.block_ids])
+            if each.num_computed_tokens >= 32
+            else each
+            for each in plan.admitted
+        ]
+        return super().submit(_with(plan, admitted=turned))
+
+
+@wrong("preempted-forgets", "a request that comes back has forgotten its last token but one", "invariance.preemption")
+class PreemptedForgets(_Executor):
+    def submit(self, plan: StepPlan) -> Ticket:
+        back = [
+            msgspec.structs.replace(each, token_ids=[*each.token_ids[:-2], each.token_ids[-1], each.token_ids[-1]])
+            if len(each.token_ids) > each.num_prompt_tokens + 1
+            else each
+            for each in plan.admitted
+        ]
+        return super().submit(_with(plan, admitted=back))
+
+
 def _with(plan: StepPlan, **changes: Any) -> StepPlan:
     return msgspec.structs.replace(plan, **changes)
 

@@ -28,7 +28,7 @@ def wrong(name: str, what: str, caught_by: str) -> Callable[[type[Memory]], type
     return register
 
 
-@wrong("memory-leak", "a tenth of what is freed does not come back", "memory.no_leak")
+@wrong("memory-leak", "what is freed does not come back", "memory.no_leak")
 class Leak(Memory):
     def free(self, handle: Tensor) -> None:
         super().free(handle)
