@@ -51,7 +51,8 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 
 class TorchMemory(MemoryBackend):
-    """Tensors of one torch device. `info` tells the device's memory, which torch knows only for some."""
+    """Tensors of one torch device. `info` tells the device's memory, which torch knows only for some; it is asked by
+    `info()`, and before an allocation of 16 MiB or more."""
 
     def __init__(self, device: str, info: Callable[[], MemoryInfo]) -> None:
         self._device = torch.device(device)

@@ -10,8 +10,8 @@ A plugin is a module (or any object) that a distribution names in an entry-point
     def probe(env: ProbeEnv) -> ProbeResult: ...
 
 The process that starts the engine imports that module, and does so for every installed plugin. So the module imports
-neither torch nor a vendor's library at its top, prints nothing and leaves the process as it is; a plugin that does
-otherwise is refused or named. `create_platform` may import what it likes, since it runs in the engine's process and
+neither torch nor a vendor's library at its top (numpy is allowed, and slow), prints nothing and leaves the process as
+it is; a plugin that does otherwise is refused or named. A hook may leave out arguments that it does not use. `create_platform` may import what it likes, since it runs in the engine's process and
 only for the platform that was chosen.
 
 The hooks of the group `core.plugins` give names and where the object of each lies, `module:attribute`; that module is
@@ -129,7 +129,7 @@ def kv_connectors() -> Mapping[str, str]:  # type: ignore[empty-body]
 def tool_parsers() -> Mapping[str, str]:  # type: ignore[empty-body]
     """How models write tool calls, chosen with `--tool-call-parser NAME`.
 
-    The target is a `core.server.parsers.ToolParser`, made anew for each choice of each request.
+    The target is a `core.server.parsers.base.ToolParser`, made anew for each choice of each request.
     """
 
 
@@ -137,7 +137,7 @@ def tool_parsers() -> Mapping[str, str]:  # type: ignore[empty-body]
 def reasoning_parsers() -> Mapping[str, str]:  # type: ignore[empty-body]
     """How models mark their reasoning, chosen with `--reasoning-parser NAME`.
 
-    The target is a `core.server.parsers.ReasoningParser`, made anew for each choice of each request.
+    The target is a `core.server.parsers.base.ReasoningParser`, made anew for each choice of each request.
     """
 
 

@@ -64,7 +64,10 @@ class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeEnv(msgspec.Struct, frozen=True, kw_only=True):
-    """What a probe may look at besides the machine: the platform's own options."""
+    """What a probe may look at besides the machine: the platform's own options, as text.
+
+    They have been held against `PluginInfo.options`; `core.hookspecs.parse_own_options` converts them.
+    """
 
     options: dict[str, str] = {}
 
@@ -83,7 +86,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlatformContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What `create_platform` gets: the options given with `--platform-opt NAME.KEY=VALUE`, of its own NAME."""
+    """What `create_platform` gets: the options given with `--platform-opt NAME.KEY=VALUE`, as in `ProbeEnv`."""
 
     options: dict[str, str] = {}
 
@@ -131,7 +134,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """One option that the platform decided or changed, and why."""
+    """One option that the platform decided or changed, and why. `option` is a field of `core.config.Options`."""
 
     option: str
     value: str
@@ -230,7 +233,11 @@ class KernelTable(abc.ABC):
 
     @abc.abstractmethod
     def get(self, op: str) -> Kernel:
-        """The kernel, called as `kernel(*inputs, *outputs, **attrs)`. Raises Unsupported."""
+        """The kernel, called as `kernel(*inputs, *outputs, **attrs)`. Raises Unsupported.
+
+        Arguments are handles, or views of them: with the default memory torch tensors, whose rows may lie apart. An
+        optional input that is left out, as linear's bias, is None. Outputs are overwritten and never alias an input.
+        """
 
 
 class AttentionBackend(abc.ABC):
@@ -442,7 +449,12 @@ class Platform(abc.ABC):
 
     @abc.abstractmethod
     def plan(self, config: Config) -> Plan:
-        """Decide what the user left open. Pure: no allocation, same answer every time. Raises Unsupported."""
+        """Decide what the user left open. Pure: no allocation, same answer every time. Raises Unsupported.
+
+        `config.model.dtype` is what the user asked for, or what the weights are stored in; `config.options.dtype` tells
+        which (`auto`), and so for the KV cache. The plan settles `model.dtype`, `cache.dtype` and `cache.memory_bytes`,
+        and says why of each that it changed.
+        """
 
     @abc.abstractmethod
     def memory(self) -> MemoryBackend:

@@ -41,7 +41,10 @@ def settings_reader(architecture: str) -> ReadSettings:
 
 
 def model_builder(architecture: str, added: Mapping[str, Extension]) -> BuildModel:
-    """How to make a model of `architecture`; the core's own come first. Raises UnsupportedModel, PluginLoadError."""
+    """How to make a model of `architecture`. Raises UnsupportedModel, and PluginLoadError for a plugin that takes a name
+    of the core's."""
+    for name in _ARCHITECTURES.keys() & added.keys():
+        raise added[name].error("has the name of one of the core's own")
     if architecture in _ARCHITECTURES:
         read = settings_reader(architecture)
         return lambda builder, hf_config: DecoderModel(builder, read(hf_config))

@@ -9,7 +9,8 @@ import tiny_models
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from core.errors import UnsupportedModel
+from core.errors import PluginLoadError, UnsupportedModel
+from core.extensions import Extension
 from core.layers.rope import RopeConfig, inverse_frequencies
 from core.models.registry import architectures, model_builder, settings_reader
 
@@ -89,3 +90,13 @@ def test_unsupported_settings_are_named(change: dict[str, Any], message: str) ->
     hf = {key: value for key, value in {**HF, **change}.items() if value is not None}
     with pytest.raises(UnsupportedModel, match=message):
         settings_reader("LlamaForCausalLM")(hf)
+
+
+def test_a_plugin_cannot_take_an_architecture_of_the_core() -> None:
+    taken = Extension(
+        kind="models", name="LlamaForCausalLM", target="json:loads", plugin="x", distribution="acme-x 1.0"
+    )
+    with pytest.raises(
+        PluginLoadError, match=r"'LlamaForCausalLM' of plugin 'x' \(acme-x 1\.0\) has the name of one of"
+    ):
+        model_builder("Qwen2ForCausalLM", {"LlamaForCausalLM": taken})

@@ -82,7 +82,7 @@ def describe(module: str, source: str) -> Lines:
 
 def _described(owner: str, body: Iterable[ast.stmt]) -> Iterator[tuple[str, str]]:
     for node in body:
-        if isinstance(node, ast.FunctionDef) and _is_public(node.name):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_public(node.name):
             yield f"{owner}.{node.name}", _function(node)
         elif isinstance(node, ast.ClassDef) and _is_public(node.name):
             name = f"{owner}.{node.name}"
@@ -102,12 +102,13 @@ def _is_public(name: str) -> bool:
     return not name.startswith("_") or name == "__init__"
 
 
-def _function(node: ast.FunctionDef) -> str:
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     returns = "" if node.returns is None else f" -> {ast.unparse(node.returns)}"
-    return f"({ast.unparse(node.args)}){returns}{_decorators(node)}"
+    kind = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    return f"{kind}({ast.unparse(node.args)}){returns}{_decorators(node)}"
 
 
-def _decorators(node: ast.FunctionDef | ast.ClassDef) -> str:
+def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
     kept = [ast.unparse(decorator) for decorator in node.decorator_list]
     return "".join(f" @{decorator}" for decorator in kept)
 
@@ -148,7 +149,7 @@ def _must_be_given(name: str, promise: str, old: Mapping[str, str]) -> bool:
     owner = name.rpartition(".")[0]
     if not old.get(owner, "").startswith("class("):
         return False
-    is_method, is_constant = promise.startswith("("), promise.startswith("= ")
+    is_method, is_constant = promise.startswith(("(", "async (")), promise.startswith("= ")
     return (
         "@abc.abstractmethod" in promise or "@abstractmethod" in promise
         if is_method
