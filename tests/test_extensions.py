@@ -90,7 +90,11 @@ def test_what_a_plugin_adds_is_named_with_its_owner_and_its_options(install: Ins
 
 def test_nothing_of_a_plugin_is_imported_but_its_entry_point(install: Install, tmp_path: Path) -> None:
     marker = tmp_path / "imported"
-    install("x", models={"A": "late_module:build"}, modules={"late_module": f"open({str(marker)!r}, 'w').close()\nbuild = 1"})
+    install(
+        "x",
+        models={"A": "late_module:build"},
+        modules={"late_module": f"open({str(marker)!r}, 'w').close()\nbuild = 1"},
+    )
     table = extensions().models
     assert not marker.exists()
     assert table["A"].load() == 1

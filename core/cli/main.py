@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "show where a model's memory would go, without loading it",
     "simulate": "replay a trace of requests on simulated hardware, in virtual time",
     "platforms": "show the hardware platforms, their state, and why",
+    "plugins": "show the other plugins, and what they add",
+    "conformance": "hold a platform against the contract",
     "bench": "measure latency, throughput, a server under load, or the start-up",
 }
 
