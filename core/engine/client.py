@@ -38,6 +38,9 @@ from core.types import EngineRequest, EngineStats, FinishReason, RequestDelta
 
 #: A request that was running in this many engines when they died is taken for the cause, and not given to another.
 MAX_DEATHS = 3
+#: One that has this many deaths behind it is on trial: until the next engine has given it something, no other such
+#: request is submitted, and if the engine dies then, it is this request's doing. So the innocent outlive the cause.
+TRIAL_DEATHS = MAX_DEATHS - 1
 
 log = get_logger("client")
 
@@ -133,6 +136,7 @@ class RemoteEngineClient(EngineClient):
         self._status = EngineStatus()
         self._changed = asyncio.Event()  # replaced at each change of state
         self._streams: dict[str, _Stream] = {}
+        self._on_trial: _Stream | None = None
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._incarnation = 0  # of the engine that `_engine` is connected to
         self._transport = transport or SocketTransport()
@@ -167,6 +171,7 @@ class RemoteEngineClient(EngineClient):
         if stream is not None and not stream.finished:
             self._tell_abort(stream)
             stream.end("abort")
+            self._end_trial(stream)
 
     async def stats(self) -> EngineStats:
         self._check_alive()
@@ -208,8 +213,20 @@ class RemoteEngineClient(EngineClient):
         if max_tokens is not None and len(stream.emitted) >= max_tokens:
             stream.end("length")  # only its last word was lost
             return
+        if stream.deaths >= TRIAL_DEATHS:
+            if self._on_trial is not None:
+                return  # `_end_trial` calls the next one
+            self._on_trial = stream
         stream.submitted = True
         self._send(Submit(stream.resumed()))
+
+    def _end_trial(self, stream: _Stream) -> None:
+        """If `stream` is on trial: the engine has survived it, or it is over. The next one, please."""
+        if self._on_trial is stream:
+            self._on_trial = None
+            for other in list(self._streams.values()):
+                if other.deaths >= TRIAL_DEATHS:
+                    self._submit(other)
 
     def _close_stream(self, stream: _Stream) -> None:
         request_id = stream.request.request_id
@@ -218,6 +235,7 @@ class RemoteEngineClient(EngineClient):
             if not stream.finished:
                 stream.finished = True
                 self._tell_abort(stream)
+                self._end_trial(stream)
 
     def _tell_abort(self, stream: _Stream) -> None:
         if stream.submitted and self._engine is not None:
@@ -249,6 +267,7 @@ class RemoteEngineClient(EngineClient):
             stream = self._streams.get(delta.request_id)
             if stream is not None and not stream.finished:
                 stream.push(delta)
+                self._end_trial(stream)
 
     def _refuse(self, rejected: Rejected) -> None:
         stream = self._streams.get(rejected.request_id)
@@ -261,6 +280,7 @@ class RemoteEngineClient(EngineClient):
             asyncio.get_running_loop().call_later(error.retry_after_s, self._submit, stream)
         else:
             stream.fail(error)
+        self._end_trial(stream)
 
     def _answer(self, message: Stats) -> None:
         waiters, self._stats_waiters = self._stats_waiters, []
@@ -299,13 +319,16 @@ class RemoteEngineClient(EngineClient):
         self._engine_task.cancel()
         self._engine.close()
         self._engine = self._engine_task = None
-        for stream in self._streams.values():
-            if stream.submitted and not stream.finished:
-                stream.submitted = False
-                stream.deaths += 1
-                if stream.deaths >= MAX_DEATHS:
-                    stream.end("error", f"{stream.deaths} engines died while they were running this request")
-                    log.error("request given up", request_id=stream.request.request_id, deaths=stream.deaths)
+        running = [stream for stream in self._streams.values() if stream.submitted and not stream.finished]
+        blamed = running if self._on_trial is None else [self._on_trial]
+        self._on_trial = None
+        for stream in running:
+            stream.submitted = False
+        for stream in blamed:
+            stream.deaths += 1
+            if stream.deaths >= MAX_DEATHS:
+                stream.end("error", f"{stream.deaths} engines died while they were running this request")
+                log.error("request given up", request_id=stream.request.request_id, deaths=stream.deaths)
 
     def _keep(self, reader: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(reader)

@@ -150,6 +150,32 @@ async def test_a_request_is_given_to_so_many_engines_and_no_more(stage: Stage) -
     assert (await stats).steps == 3
 
 
+async def test_the_innocent_outlive_the_request_that_kills_engines(stage: Stage) -> None:
+    """After two deaths each is given to the next engine alone, so the third one has one cause."""
+    streams = {name: next_of(stage.client.generate(make_request(name, [1], 9))) for name in ("good", "bad", "late")}
+    for incarnation in (1, 2):
+        engine = await stage.engine(incarnation)
+        assert [(await engine.hear()).request.request_id for _ in streams] == list(streams)  # type: ignore[union-attr]
+        await stage.tell("restarting", incarnation)
+    engine = await stage.engine(3)
+    for name in ("good", "bad"):
+        submitted = await engine.hear()
+        assert isinstance(submitted, Submit) and submitted.request.request_id == name
+        if name == "good":
+            await engine.say(Deltas([RequestDelta(name, [5])]))
+    assert (await streams["good"]).token_ids == [5]
+    await stage.tell("restarting", 3)
+    assert (await streams["bad"]).finish_reason == "error"
+    engine = await stage.engine(4)
+    again = await engine.hear()
+    assert isinstance(again, Submit) and again.request.request_id == "good"
+    await engine.say(Deltas([RequestDelta("good", [6], "length")]))
+    last = await engine.hear()
+    assert isinstance(last, Submit) and last.request.request_id == "late"
+    await engine.say(Deltas([RequestDelta("late", [7], "length")]))
+    assert (await streams["late"]).token_ids == [7]
+
+
 async def test_a_full_queue_is_waited_for_only_by_what_was_accepted_before(stage: Stage) -> None:
     delta = next_of(stage.client.generate(make_request("old", [1], 2)))
     await (await stage.engine(1)).hear()

@@ -55,7 +55,7 @@ class World:
         self.answers: dict[str, Answer] = {}
         self.lost_at: dict[str, float] = {}  # requests whose frontend died, and when
         self.is_closing = False  # nobody comes any more
-        self._readers: list[Reader] = []
+        self.readers: list[Reader] = []
         self._engine: EngineChild | None = None  # the one that lives, or the last
         self._frontends: dict[int, FrontendChild] = {}  # those that live, by slot
         self._started = 0
@@ -149,10 +149,10 @@ class World:
         """Wait until everybody has come and has their answer, or the server has ended."""
         last = self.scenario.last_event
         await asyncio.wait([serving], timeout=last)
-        while not serving.done() and not all(reader.end for reader in self._readers):
+        while not serving.done() and not all(reader.end for reader in self.readers):
             remaining = last + PATIENCE_S - self.loop.time()
             if remaining <= 0:
-                waiting = [reader.request.request_id for reader in self._readers if reader.end is None]
+                waiting = [reader.request.request_id for reader in self.readers if reader.end is None]
                 raise Violation("ends-in-time", f"{waiting} still wait at {self.loop.time():.3f}")
             self._settled.clear()
             settled = asyncio.create_task(self._settled.wait())
@@ -204,7 +204,7 @@ class World:
             raise Violation("ends-with-its-reason", f"the server: {error!r}")
         if self._frontends or (self._engine is not None and not self._engine.end.done()):
             raise Violation("nothing-is-left", "a child outlives its supervisor")
-        unanswered = [reader.request.request_id for reader in self._readers if reader.end is None]
+        unanswered = [reader.request.request_id for reader in self.readers if reader.end is None]
         if unanswered:
             raise Violation("ends-with-its-reason", f"{unanswered} never heard of the end")
 
@@ -252,8 +252,8 @@ class World:
 
     def reader(self, request: EngineRequest) -> Reader:
         """Somebody who waits for it."""
-        self._readers.append(Reader(self, request))
-        return self._readers[-1]
+        self.readers.append(Reader(self, request))
+        return self.readers[-1]
 
     def settle(self) -> None:
         """Somebody has their answer."""
