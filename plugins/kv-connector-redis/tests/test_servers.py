@@ -71,18 +71,25 @@ class Server:
         found = _READY.search(self.log())
         assert found is not None, self.log()
         self._address = urlsplit(found[1]).netloc
+        wait(self._is_ready)  # the frontend hears of it a moment later
 
     def log(self) -> str:
         return self._log.read_text()
 
     def _send(self, method: str, path: str, body: str | None = None) -> bytes:
+        status, answer = self._exchange(method, path, body)
+        assert status == 200, answer
+        return answer
+
+    def _is_ready(self) -> bool:
+        return self._exchange("GET", "/readyz", None)[0] == 200
+
+    def _exchange(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._address, timeout=60)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            answer = response.read()
-            assert response.status == 200, answer
-            return answer
+            return response.status, response.read()
         finally:
             connection.close()
 
