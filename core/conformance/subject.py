@@ -25,6 +25,8 @@ _Kept = TypeVar("_Kept")
 
 #: Step shapes for platforms that take any: a lone token, an odd few, more than any tile's rows.
 _ANY_SHAPE = (Bucket(1, 1), Bucket(5, 3), Bucket(33, 7), Bucket(130, 9))
+#: Tokens that prompts and answers in this process have room for: more would cost dense attention dearly.
+_CONTEXT = 96
 #: Larger buckets make the checks slow without showing more.
 _LARGEST_TESTED = 512
 
@@ -180,7 +182,7 @@ class Subject:
     @contextlib.contextmanager
     def llm(self, family: str = "llama", *, path: Path | None = None, **more: Any) -> Iterator[LLM]:
         """An engine of its own in this process, through the offline door; of the model at `path`, if one is given."""
-        options = self.options(**more)
+        options = self.options(**{"max_model_len": _CONTEXT, **more})
         self.release()
         with LLM(str(path or self.checkpoint(family).path), progress=False, **options) as llm:
             yield llm

@@ -43,6 +43,16 @@ def test_wheel_installs_into_a_clean_environment_and_works(installed: CleanEnvir
     assert "cpu" in run(installed.core, "platforms", cwd=tmp_path)
 
 
+def test_wheel_brings_the_conformance_kit(installed: CleanEnvironment, tmp_path: Path) -> None:
+    kit = ("-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "--pyargs", "core.conformance")
+    said = run(
+        installed.python, *kit, "--platform", "cpu", "--level", "boot", "--report", "out.json", "-v", cwd=tmp_path
+    )
+    assert "plan.explained PASSED" in said and "failed" not in said
+    assert str(tmp_path) in said and (tmp_path / "out.json").is_file()
+    assert "0 failed" in run(installed.core, "conformance", "cpu", "--level", "boot", cwd=tmp_path)
+
+
 def test_wheel_serves(installed: CleanEnvironment, demo_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     options = ("--max-model-len", "256", "--kv-cache-memory", "32MiB", *ONE_THREAD)

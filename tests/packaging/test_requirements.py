@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "conformance", "dev")
-PINNED = ("common", "cpu", "dev")
+PINNED = ("common", "cpu", "conformance", "dev")
 
 
 def read(name: str) -> list[Requirement]:
