@@ -22,8 +22,10 @@ COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-adds is asked for by name, since -std=c++17 turns it off. The other two let a comparison
 # be vectorised; neither changes a result. -Wno-psabi: vectors wider than the baseline's are never passed between tiers.
 KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-KERNEL_SOURCES = [f"csrc/cpu/kernels/{name}.cpp" for name in ("attention", "kv_cache", "tier")]
-MODULE_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bindings", "dispatch", "isa", "threads")]
+KERNEL_SOURCES = [
+    f"csrc/cpu/kernels/{name}.cpp" for name in ("attention", "kv_cache", "linear", "norm", "rope", "silu_mul", "tier")
+]
+MODULE_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bindings", "dispatch", "isa", "rows", "threads")]
 
 
 def requirements(name: str) -> list[str]:
@@ -47,6 +49,7 @@ def kernel_tiers() -> dict[str, list[str]]:
             "scalar": ["-march=x86-64"],
             "avx2": ["-march=x86-64-v3"],
             "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+            "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
         }
     return {"scalar": []}
 

@@ -57,7 +57,7 @@ class TorchMemory(MemoryBackend):
     def __init__(self, device: str, info: Callable[[], MemoryInfo]) -> None:
         self._device = torch.device(device)
         self._info = info
-        self._held: dict[int, tuple[Tensor, str]] = {}  # by id: the tensor is kept, so its id stays its own
+        self._held: dict[int, tuple[Any, str]] = {}  # by id: the handle is kept, so its id stays its own
 
     def info(self) -> MemoryInfo:
         """Total and free bytes now."""
@@ -67,7 +67,7 @@ class TorchMemory(MemoryBackend):
         """Bytes of the elements: torch's allocation is aligned, not rounded."""
         return math.prod(shape) * dtype.itemsize
 
-    def alloc(self, shape: Sequence[int], dtype: DType, usage: str) -> Tensor:
+    def alloc(self, shape: Sequence[int], dtype: DType, usage: str) -> Any:
         """A zeroed tensor. On the host a large one comes from the system as it is first written, in huge pages where
         there are any: a KV cache of gigabytes costs nothing to start with.
         """
@@ -75,36 +75,42 @@ class TorchMemory(MemoryBackend):
         if size >= _CHECKED_FROM and size > (free := self.info().free):
             raise OutOfDeviceMemory(f"{usage}: {size} bytes are wanted for {list(shape)} {dtype} and {free} are free")
         try:
-            if self._device.type == "cpu" and size >= _MAPPED_FROM:
-                handle = _mapped(size).view(torch_dtype(dtype)).view(tuple(shape))
-            else:
-                handle = torch.zeros(tuple(shape), dtype=torch_dtype(dtype), device=self._device)
+            handle = self._zeros(tuple(shape), dtype, usage)
         except (RuntimeError, OSError) as error:  # torch's out-of-memory errors are the former
             raise OutOfDeviceMemory(f"{usage}: {size} bytes for {list(shape)} {dtype}: {error}") from error
         self._held[id(handle)] = (handle, usage)
         return handle
 
-    def free(self, handle: Tensor) -> None:
+    def _zeros(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
+        """The handle itself. A platform with handles of its own gives them here; they need `nbytes`."""
+        del usage
+        size = math.prod(shape) * dtype.itemsize
+        if self._device.type == "cpu" and size >= _MAPPED_FROM:
+            return _mapped(size).view(torch_dtype(dtype)).view(shape)
+        return torch.zeros(shape, dtype=torch_dtype(dtype), device=self._device)
+
+    def free(self, handle: Any) -> None:
         """Give a tensor back. Raises ValueError on one that was not allocated here, or is already free."""
         if self._held.pop(id(handle), None) is None:
             raise ValueError("this tensor is not held by the memory backend: it was freed before, or never allocated")
 
-    def upload(self, handle: Tensor, data: Tensor, *, row: int = 0) -> None:
+    def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
         """Copy `data` into rows `row …`, converting the element type. Raises ValueError if it does not fit."""
         target = handle[row : row + data.shape[0]]
         if target.shape != data.shape:
             raise ValueError(f"{list(data.shape)} does not fit rows {row} … of {list(handle.shape)}")
         target.copy_(data)
 
-    def download(self, handle: Tensor) -> Tensor:
+    def download(self, handle: Any) -> Tensor:
         """The contents on the host; the tensor itself where the device is the host."""
-        return handle.cpu()
+        found: Tensor = handle.cpu()
+        return found
 
     def in_use(self) -> Mapping[str, int]:
         """Bytes held now, by usage."""
         totals: dict[str, int] = {}
-        for tensor, usage in self._held.values():
-            totals[usage] = totals.get(usage, 0) + tensor.nbytes
+        for handle, usage in self._held.values():
+            totals[usage] = totals.get(usage, 0) + handle.nbytes
         return totals
 
 
@@ -229,7 +235,7 @@ def bind_step(bindings: Bindings, num_tokens: int, num_seqs: int) -> Step:
 
 def bound_tensor(bindings: Bindings, value: Value, num_tokens: int, num_seqs: int) -> Any:
     """The torch tensor (or the planes of a cache) that `value` is at this step shape."""
-    if value.storage is Storage.CACHE:
+    if value.storage in (Storage.CACHE, Storage.WEIGHT):  # whole at every step shape, in the platform's own form
         return bindings.handle(value)
     owner = value.owner
     shape = owner.resolve(num_tokens, num_seqs)

@@ -1,52 +1,19 @@
 // The Python module `platforms.cpu._native`. Tensors come as addresses (`Tensor.data_ptr()`), strides in elements,
 // element types by torch's names; arguments are checked here and nowhere below. The GIL is released while kernels run.
-#include <pybind11/pybind11.h>
+#include "bindings.hpp"
+
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <stdexcept>
 #include <string>
 
+#include "checks.hpp"
 #include "dispatch.hpp"
 #include "isa.hpp"
 #include "threads.hpp"
 
-namespace py = pybind11;
-
 namespace core::cpu {
 namespace {
-
-void require(bool condition, const char* name, const char* rule) {
-  if (!condition) throw std::invalid_argument(std::string(name) + ": " + rule);
-}
-
-template <typename T>
-T* pointer(uintptr_t address, const char* name) {
-  require(address != 0, name, "is a null address");
-  require(address % sizeof(T) == 0, name, "is not aligned to its element type");
-  return reinterpret_cast<T*>(address);
-}
-
-template <>
-void* pointer<void>(uintptr_t address, const char* name) {
-  require(address != 0, name, "is a null address");
-  return reinterpret_cast<void*>(address);
-}
-
-Element element(const std::string& dtype, const char* name) {
-  if (dtype == "float32") return Element::float32;
-  if (dtype == "bfloat16") return Element::bfloat16;
-  throw std::invalid_argument(std::string(name) + ": '" + dtype + "' is not one of float32, bfloat16");
-}
-
-KVCache kv_cache(uintptr_t key, uintptr_t value, const std::string& dtype, int64_t num_kv_heads, int64_t head_dim,
-                 int64_t block_size) {
-  require(num_kv_heads > 0, "num_kv_heads", "must be positive");
-  require(head_dim > 0 && head_dim <= max_head_dim, "head_dim", "must be in [1, 256]");
-  require(block_size > 0, "block_size", "must be positive");
-  return {pointer<void>(key, "key_cache"), pointer<void>(value, "value_cache"), element(dtype, "cache_dtype"),
-          num_kv_heads, head_dim, block_size};
-}
 
 void py_kv_write(uintptr_t key, uintptr_t value, uintptr_t key_cache, uintptr_t value_cache, uintptr_t slot_mapping,
                  int64_t num_tokens, int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t key_stride,
@@ -57,23 +24,10 @@ void py_kv_write(uintptr_t key, uintptr_t value, uintptr_t key_cache, uintptr_t 
   require(value_stride >= num_kv_heads * head_dim, "value_stride", "is less than num_kv_heads * head_dim");
   const Element type = element(dtype, "dtype");
   if (num_tokens == 0) return;
-  const KVWrite args{pointer<void>(key, "key"), pointer<void>(value, "value"), key_stride, value_stride, type,
+  const KVWrite args{address(key, "key"), address(value, "value"), key_stride, value_stride, type,
                      pointer<int32_t>(slot_mapping, "slot_mapping"), num_tokens, cache};
   const py::gil_scoped_release release;
   kv_write(args);
-}
-
-// A batch that no block table can hold would read past it: the index arrays are small, so they are read through once.
-void check_sequences(const PagedAttention& args) {
-  require(args.query_start[0] >= 0, "query_start", "begins below 0");
-  for (int64_t seq = 0; seq < args.num_seqs; ++seq) {
-    const int64_t num_queries = int64_t{args.query_start[seq + 1]} - args.query_start[seq];
-    require(num_queries >= 0, "query_start", "decreases");
-    if (num_queries == 0) continue;
-    require(args.seq_lens[seq] >= num_queries, "seq_lens", "is less than the sequence's number of queries");
-    require(args.seq_lens[seq] <= args.block_table_stride * args.cache.block_size, "seq_lens",
-            "is more than a block table's row can hold");
-  }
 }
 
 void py_paged_attention(uintptr_t query, int64_t query_stride, uintptr_t key_cache, uintptr_t value_cache,
@@ -91,8 +45,8 @@ void py_paged_attention(uintptr_t query, int64_t query_stride, uintptr_t key_cac
   require(std::isfinite(scale), "scale", "must be finite");
   const Element type = element(dtype, "dtype");
   if (num_seqs == 0) return;
-  const PagedAttention args{pointer<void>(query, "query"),
-                            pointer<void>(out, "out"),
+  const PagedAttention args{address(query, "query"),
+                            address(out, "out"),
                             query_stride,
                             out_stride,
                             type,
@@ -106,7 +60,6 @@ void py_paged_attention(uintptr_t query, int64_t query_stride, uintptr_t key_cac
                             scale,
                             cache};
   const py::gil_scoped_release release;
-  check_sequences(args);
   paged_attention(args);
 }
 
@@ -116,7 +69,7 @@ void py_paged_attention(uintptr_t query, int64_t query_stride, uintptr_t key_cac
 PYBIND11_MODULE(_native, module) {
   using namespace core::cpu;
   using namespace py::literals;
-  module.doc() = "CPU kernels: paged attention and the KV write. See platforms/cpu/_native.pyi.";
+  module.doc() = "CPU kernels and programs of them. See platforms/cpu/_native.pyi.";
   module.def("isa", &isa);
   module.def("set_isa", &set_isa, "name"_a);
   module.def("available_isas", &available_isas);
@@ -129,4 +82,5 @@ PYBIND11_MODULE(_native, module) {
              "block_tables"_a, "block_table_stride"_a, "query_start"_a, "seq_lens"_a, "out"_a, "out_stride"_a,
              "num_seqs"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "block_size"_a, "scale"_a, "window"_a,
              "dtype"_a, "cache_dtype"_a);
+  bind_program(module);
 }

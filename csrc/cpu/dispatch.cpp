@@ -1,15 +1,38 @@
 #include "dispatch.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "isa.hpp"
-#include "threads.hpp"
+#include "parallel.hpp"
 
 namespace core::cpu {
 namespace {
 
-constexpr int64_t tokens_per_write = 64;
+template <typename Args>
+void by_rows(RowKernel<Args> kernel, const Args& args, int64_t rows, int64_t columns) {
+  for_rows(rows, columns, [&](int64_t first, int64_t last) { kernel(args, first, last); });
+}
+
+// --- attention ------------------------------------------------------------------------------------------------
+
+void refuse(const char* name, const char* rule) { throw std::invalid_argument(std::string(name) + ": " + rule); }
+
+// A batch that no block table can hold would read past it: the index arrays are small, so they are read through once.
+void check_sequences(const PagedAttention& args) {
+  if (args.query_start[0] < 0) refuse("query_start", "begins below 0");
+  for (int64_t seq = 0; seq < args.num_seqs; ++seq) {
+    const int64_t num_queries = int64_t{args.query_start[seq + 1]} - args.query_start[seq];
+    if (num_queries < 0) refuse("query_start", "decreases");
+    if (num_queries == 0) continue;
+    if (args.seq_lens[seq] < num_queries) refuse("seq_lens", "is less than the sequence's number of queries");
+    if (args.seq_lens[seq] > args.block_table_stride * args.cache.block_size) {
+      refuse("seq_lens", "is more than a block table's row can hold");
+    }
+  }
+}
 
 // The longest items come first within a sequence, so that none is left to one thread at the end.
 std::vector<AttentionItem> cut(const PagedAttention& args) {
@@ -28,18 +51,21 @@ std::vector<AttentionItem> cut(const PagedAttention& args) {
   return items;
 }
 
+// --- linear ---------------------------------------------------------------------------------------------------
+
+// Panels in an item: a pair, which the kernels take at a time, or more where they are short.
+constexpr int64_t bytes_per_item = 32 << 10;
+// Rows that go through the item's panels while these lie in the cache.
+constexpr int64_t rows_per_item = 192;
+
 }  // namespace
 
 void kv_write(const KVWrite& args) {
-  const auto write = [](const void* context, int64_t index) noexcept {
-    const KVWrite& args = *static_cast<const KVWrite*>(context);
-    const int64_t first = index * tokens_per_write;
-    kernels().kv_write(args, first, std::min(first + tokens_per_write, args.num_tokens));
-  };
-  parallel_for((args.num_tokens + tokens_per_write - 1) / tokens_per_write, write, &args);
+  by_rows(kernels().kv_write, args, args.num_tokens, 2 * args.cache.num_kv_heads * args.cache.head_dim);
 }
 
 void paged_attention(const PagedAttention& args) {
+  check_sequences(args);
   struct Context {
     const PagedAttention& args;
     const std::vector<AttentionItem> items;
@@ -52,5 +78,33 @@ void paged_attention(const PagedAttention& args) {
   };
   parallel_for(static_cast<int64_t>(context.items.size()), attend, &context);
 }
+
+void linear(const Linear& args, int64_t rows) {
+  struct Context {
+    const Linear& args;
+    void (*kernel)(const Linear&, const LinearTile&) noexcept;
+    int64_t rows;
+    int64_t panels_per_item;
+    int64_t panel_items;
+  };
+  const int64_t panels = args.weight.panels();
+  const int64_t panel_bytes = args.weight.panel_words() * 4;
+  const int64_t per_item = std::max<int64_t>(1, bytes_per_item / panel_bytes / 2) * 2;
+  const Context context{args, kernels().linear, rows, per_item, (panels + per_item - 1) / per_item};
+  const auto item = [](const void* data, int64_t index) noexcept {
+    const Context& context = *static_cast<const Context*>(data);
+    const int64_t row = index / context.panel_items * rows_per_item;
+    const int64_t panel = index % context.panel_items * context.panels_per_item;
+    context.kernel(context.args, {row, std::min(row + rows_per_item, context.rows), panel,
+                                  std::min(panel + context.panels_per_item, context.args.weight.panels())});
+  };
+  parallel_for((rows + rows_per_item - 1) / rows_per_item * context.panel_items, item, &context);
+}
+
+void norm(const Norm& args, int64_t rows) { by_rows(kernels().norm, args, rows, args.x.columns); }
+
+void silu_mul(const SiluMul& args, int64_t rows) { by_rows(kernels().silu_mul, args, rows, args.gate_up.columns); }
+
+void rope(const Rope& args, int64_t rows) { by_rows(kernels().rope, args, rows, args.x.columns); }
 
 }  // namespace core::cpu

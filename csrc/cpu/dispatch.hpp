@@ -1,4 +1,4 @@
-// Runs the kernels over a batch: cuts the work into items and hands them to the threads.
+// Runs the kernels over a step's rows: cuts the work into items and hands them to the threads.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -6,6 +6,25 @@
 namespace core::cpu {
 
 void kv_write(const KVWrite& args);
+void linear(const Linear& args, int64_t rows);
+void norm(const Norm& args, int64_t rows);
+void silu_mul(const SiluMul& args, int64_t rows);
+void rope(const Rope& args, int64_t rows);
+
+// Throws std::invalid_argument where a sequence does not fit its row of the block table.
 void paged_attention(const PagedAttention& args);
+
+// What follows has one form for all tiers: it copies, or is scalar.
+
+// Throws std::invalid_argument for a token id outside of the table.
+void embedding(const Embedding& args, int64_t rows);
+void select_rows(const SelectRows& args, int64_t rows);
+
+// cos and sin of positions [rows] * inv_freq [out.columns / 2], times scale.
+void rope_angles(const int32_t* positions, const float* inv_freq, float scale, const Matrix& out, int64_t rows);
+
+
+void pack(const Packing& args, int64_t rows);
+void unpack(const Packing& args, int64_t rows);
 
 }  // namespace core::cpu

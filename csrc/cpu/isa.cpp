@@ -27,6 +27,7 @@ const std::vector<Tier>& tiers() {
                         __builtin_cpu_supports("avx512vl");
     list.push_back({"avx2", &avx2::kernels, avx2});
     list.push_back({"avx512", &avx512::kernels, avx512});
+    list.push_back({"avx512bf16", &avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
     return list;
   }();

@@ -9,7 +9,7 @@ namespace core::cpu {
 struct Kernels;  // kernels/kernels.hpp
 
 // Tiers that this binary holds and this processor can run, best last. On x86-64: scalar (SSE2, which every x86-64 has),
-// avx2 (x86-64-v3), avx512 (x86-64-v4); elsewhere the one baseline tier, scalar.
+// avx2 (x86-64-v3), avx512 (x86-64-v4), avx512bf16 (with dot products of bfloat16); elsewhere the one baseline tier, scalar.
 std::vector<std::string> available_isas();
 
 // The tier in use: the best available one, or what CORE_CPU_ISA or set_isa names.

@@ -1,1 +1,1 @@
-"""The CPU platform: attention in native kernels (`csrc/cpu`), the rest in torch."""
+"""The CPU platform: native kernels (`csrc/cpu`), replayed as one native program a step."""

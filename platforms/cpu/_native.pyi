@@ -4,8 +4,10 @@ Every function raises `ValueError` naming the argument that cannot be. What an a
 caller keeps the tensors alive, of the shapes given here, and block ids and slots within the cache.
 """
 
+import enum
+
 def available_isas() -> list[str]:
-    """The instruction-set tiers this processor can run, best last: of `scalar`, `avx2`, `avx512`."""
+    """The instruction-set tiers this processor can run, best last: of `scalar`, `avx2`, `avx512`, `avx512bf16`."""
 
 def isa() -> str:
     """The tier in use: the best one, or what CORE_CPU_ISA or `set_isa` names.
@@ -20,9 +22,9 @@ def num_threads() -> int:
     """Threads the kernels use, the caller's included. 1 until `set_num_threads` is called."""
 
 def set_num_threads(num_threads: int) -> None:
-    """Set it. They are the threads of the OpenMP runtime that torch brought.
+    """Set it, for the whole process, once a kernel that runs has ended. Raises ValueError below 1.
 
-    Raises ValueError below 1, RuntimeError above 1 if no OpenMP runtime is loaded: import torch first.
+    The threads are the kernels' own: they are started by the first call that needs them, and again in a forked child.
     """
 
 def kv_write(
@@ -81,3 +83,85 @@ def paged_attention(
     A row's result is the same to the bit whatever else is in the batch, however its prompt was chunked and however
     many threads there are. It differs from tier to tier.
     """
+
+# --- programs ------------------------------------------------------------------------------------------------
+
+class Rows(enum.Enum):
+    """How many rows an op has at a step: as many as the step has tokens, or sequences."""
+
+    tokens = ...
+    seqs = ...
+
+class Tensor:
+    """`columns` elements a row, rows `stride` elements apart; or a vector, of one row.
+
+    `dtype` is float32, bfloat16 or int32. How many rows there are is said when the program runs.
+    """
+
+    def __init__(self, data: int, dtype: str, columns: int, stride: int) -> None: ...
+
+class Weight:
+    """A packed weight [outputs, inputs] in `packed_bytes(dtype, outputs, inputs)` bytes at `data`, zeroed at first."""
+
+    def __init__(self, data: int, dtype: str, outputs: int, inputs: int) -> None: ...
+    def pack(self, row: int, rows: int, source: Tensor) -> None:
+        """Fill outputs `row : row + rows` from the rows of `source`, of the weight's type."""
+
+    def unpack(self, row: int, rows: int, target: Tensor) -> None:
+        """The reverse."""
+
+class KVCache:
+    """One layer's keys and values, each [num_blocks, num_kv_heads, block_size, head_dim], contiguous."""
+
+    def __init__(
+        self, key_cache: int, value_cache: int, cache_dtype: str, num_kv_heads: int, head_dim: int, block_size: int
+    ) -> None: ...
+
+def packed_bytes(dtype: str, outputs: int, inputs: int) -> int:
+    """Bytes of a packed weight: outputs filled up to whole panels of 16, inputs to whole words of 4 bytes."""
+
+class Program:
+    """Calls of ops in order, each as `core.ops` records it: rows, inputs, outputs, attributes.
+
+    Adding one raises ValueError naming the operand that does not fit. The memory behind the operands must stay as long
+    as the program. A row's result is the same to the bit whatever other rows there are and however many threads.
+    """
+
+    def __init__(self) -> None: ...
+    def run(self, num_tokens: int, num_seqs: int) -> None:
+        """Run all calls. Raises ValueError for a token id outside of its table, or a sequence outside of its blocks."""
+
+    def embedding(self, rows: Rows, token_ids: Tensor, weight: Weight, out: Tensor, /) -> None: ...
+    def linear(self, rows: Rows, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, /) -> None: ...
+    def select_rows(self, rows: Rows, x: Tensor, indices: Tensor, out: Tensor, /) -> None: ...
+    def rms_norm(self, rows: Rows, x: Tensor, weight: Tensor, out: Tensor, *, eps: float) -> None: ...
+    def add_rms_norm(
+        self,
+        rows: Rows,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        normed: Tensor,
+        total: Tensor,
+        *,
+        eps: float,
+    ) -> None: ...
+    def silu_mul(self, rows: Rows, gate_up: Tensor, out: Tensor, /) -> None: ...
+    def rope_angles(self, rows: Rows, positions: Tensor, inv_freq: Tensor, out: Tensor, *, scale: float) -> None: ...
+    def rope(self, rows: Rows, x: Tensor, angles: Tensor, out: Tensor, *, head_dim: int) -> None: ...
+    def kv_write(self, rows: Rows, key: Tensor, value: Tensor, cache: KVCache, slot_mapping: Tensor, /) -> None: ...
+    def attention(
+        self,
+        rows: Rows,
+        query: Tensor,
+        cache: KVCache,
+        block_table: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        out: Tensor,
+        *,
+        head_dim: int,
+        num_kv_heads: int,
+        scale: float,
+        window: int | None,
+    ) -> None: ...

@@ -8,12 +8,15 @@ import msgspec
 import torch
 
 from core.config import GIB, Config
-from core.defaults import ReferenceKernels, TorchMemory
+from core.defaults import ReferenceKernels
 from core.errors import ConfigError, Unsupported
 from core.platform import (
     AttentionBackend,
+    Bindings,
+    Bucket,
     Capabilities,
     DeviceInfo,
+    Executable,
     KernelTable,
     MemoryBackend,
     MemoryInfo,
@@ -25,8 +28,10 @@ from core.types import DType
 from platforms._shared import host
 from platforms.cpu import _native
 from platforms.cpu.attention import DTYPES, NativeAttention
+from platforms.cpu.memory import CpuMemory
 from platforms.cpu.ops import KERNELS
 from platforms.cpu.plugin import CpuOptions, device_info
+from platforms.cpu.program import lower
 
 _NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
 
@@ -48,7 +53,7 @@ class CpuPlatform(Platform):
         _native.set_num_threads(threads)
         self._device = device_info()
         self._native_bfloat16 = host.processor().native_bfloat16
-        self._memory = TorchMemory("cpu", _memory_info)
+        self._memory = CpuMemory(_memory_info)
         self._kernels = ReferenceKernels(KERNELS)
         self._attention = NativeAttention()
 
@@ -61,16 +66,21 @@ class CpuPlatform(Platform):
         return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, kv_transfer=True)
 
     def memory(self) -> MemoryBackend:
-        """Host memory within the cgroup's limit."""
+        """Host memory within the cgroup's limit, in which the weights lie packed."""
         return self._memory
 
     def kernels(self) -> KernelTable:
-        """torch's, by faster forms where there are some."""
+        """The native kernels."""
         return self._kernels
 
     def attention(self) -> Sequence[AttentionBackend]:
-        """The native kernels."""
+        """Native paged attention."""
         return (self._attention,)
+
+    def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
+        """A native program; None where the model uses an op that has no native kernel."""
+        del bucket
+        return lower(bindings)
 
     # --- planning ---
 

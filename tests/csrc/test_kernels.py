@@ -337,11 +337,3 @@ def test_environment_chooses_the_tier(tier: str) -> None:
     refused = run_python(code, CORE_CPU_ISA="sse9")
     assert refused.returncode != 0
     assert "ValueError: CORE_CPU_ISA: 'sse9' is not available on this processor; it has: scalar" in refused.stderr
-
-
-def test_threads_without_an_openmp_runtime_are_refused() -> None:
-    code = "from platforms.cpu import _native; _native.set_num_threads(1); _native.set_num_threads(2)"
-    refused = run_python(code)
-    assert (
-        refused.returncode != 0 and "RuntimeError: num_threads: more than one thread needs an OpenMP" in refused.stderr
-    )

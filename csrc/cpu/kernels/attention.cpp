@@ -78,18 +78,6 @@ inline void multiply(const float* a, int64_t a_stride, const float* b, int64_t c
 
 // --- reading a tile of the cache ------------------------------------------------------------------------------
 
-template <typename T>
-inline vfloat load_partial(const T* from, int64_t count) {
-  T padded_copy[lanes] = {};
-  for (int64_t i = 0; i < count; ++i) padded_copy[i] = from[i];
-  return load(padded_copy);
-}
-
-template <typename T>
-inline vfloat load_padded(const T* row, int64_t dim, int64_t head_dim) {
-  return dim + lanes <= head_dim ? load(row + dim) : load_partial(row + dim, head_dim - dim);
-}
-
 // Where positions [first, last) of the tile that starts at `tile` lie in the cache, in elements; -1 elsewhere.
 inline void locate(const PagedAttention& args, const AttentionItem& item, int64_t tile, int64_t first, int64_t last,
                    int64_t (&rows)[tile_keys]) {

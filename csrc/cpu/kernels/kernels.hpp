@@ -9,12 +9,96 @@
 
 namespace core::cpu {
 
-enum class Element : int { float32, bfloat16 };
+enum class Element : int { float32, bfloat16, int32 };
 
-constexpr int64_t element_size(Element type) { return type == Element::float32 ? 4 : 2; }
+constexpr int64_t element_size(Element type) { return type == Element::bfloat16 ? 2 : 4; }
 
 constexpr int max_head_dim = 256;
-constexpr int tile_rows = 32;  // query rows in one item of attention
+constexpr int tile_rows = 32;       // query rows in one item of attention
+constexpr int panel_outputs = 16;  // outputs of a weight that lie side by side
+
+// --- matrices ---------------------------------------------------------------------------------------------------
+
+// Rows of `columns` elements, `stride` elements apart; how many rows there are is said where they are used.
+struct Matrix {
+  void* data;
+  Element type;
+  int64_t columns;
+  int64_t stride;
+};
+
+// A weight [outputs, inputs], packed: words of 4 bytes, each one float or two bfloat16 of consecutive inputs (the last
+// one filled up with a zero), as [panels, words, 16 outputs]. Reading it front to back streams 16 outputs at a time,
+// and 16 words of a panel are the 1 KiB tile that a matrix unit takes. Outputs that fill up the last panel are zeros.
+struct Weight {
+  void* data;
+  Element type;
+  int64_t outputs;
+  int64_t inputs;
+
+  int64_t panels() const { return (outputs + panel_outputs - 1) / panel_outputs; }
+  int64_t words() const { return (inputs * element_size(type) + 3) / 4; }
+  int64_t panel_words() const { return words() * panel_outputs; }
+  int64_t bytes() const { return panels() * panel_words() * 4; }
+};
+
+struct Linear {
+  Matrix x;
+  Weight weight;
+  const void* bias;  // [outputs] of the weight's type, or null
+  Matrix out;
+};
+
+// One unit of parallel work.
+struct LinearTile {
+  int64_t first_row;
+  int64_t last_row;
+  int64_t first_panel;
+  int64_t last_panel;
+};
+
+struct Norm {
+  Matrix x;
+  Matrix residual;  // its data may be null: nothing to add
+  const void* weight;
+  int64_t width;  // of the weight; a row of x has columns / width groups
+  Matrix out;
+  Matrix total;  // x + residual, if there is one
+  float eps;
+};
+
+struct SiluMul {
+  Matrix gate_up;
+  Matrix out;
+};
+
+struct Rope {
+  Matrix x;
+  Matrix angles;  // float32: cosines, then sines, of the first `columns` dimensions of a head
+  Matrix out;
+  int64_t head_dim;
+};
+
+struct Embedding {
+  const int32_t* token_ids;
+  Weight weight;
+  Matrix out;
+};
+
+struct SelectRows {
+  Matrix x;
+  const int32_t* indices;
+  Matrix out;
+};
+
+// Rows of a matrix and of a weight, from row `first` of the weight on.
+struct Packing {
+  Matrix rows;
+  Weight weight;
+  int64_t first;
+};
+
+// --- attention --------------------------------------------------------------------------------------------------
 
 // One layer's paged KV cache: key and value, each [num_blocks, num_kv_heads, block_size, head_dim], contiguous.
 struct KVCache {
@@ -63,9 +147,18 @@ struct AttentionItem {
   int32_t last;
 };
 
+// --- the table --------------------------------------------------------------------------------------------------
+
+template <typename Args>
+using RowKernel = void (*)(const Args& args, int64_t first_row, int64_t last_row) noexcept;
+
 struct Kernels {
-  void (*kv_write)(const KVWrite& args, int64_t first_token, int64_t last_token) noexcept;
+  RowKernel<KVWrite> kv_write;
   void (*attend)(const PagedAttention& args, const AttentionItem& item) noexcept;
+  void (*linear)(const Linear& args, const LinearTile& tile) noexcept;
+  RowKernel<Norm> norm;
+  RowKernel<SiluMul> silu_mul;
+  RowKernel<Rope> rope;
 };
 
 namespace scalar {
@@ -75,6 +168,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512bf16 {
 extern const Kernels kernels;
 }
 

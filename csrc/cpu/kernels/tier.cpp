@@ -3,7 +3,7 @@
 namespace core::cpu {
 namespace CORE_ISA {
 
-const Kernels kernels{kv_write, attend};
+const Kernels kernels{kv_write, attend, linear, norm, silu_mul, rope};
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

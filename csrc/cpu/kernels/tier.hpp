@@ -8,6 +8,10 @@ namespace CORE_ISA {
 
 void kv_write(const KVWrite& args, int64_t first_token, int64_t last_token) noexcept;
 void attend(const PagedAttention& args, const AttentionItem& item) noexcept;
+void linear(const Linear& args, const LinearTile& tile) noexcept;
+void norm(const Norm& args, int64_t first_row, int64_t last_row) noexcept;
+void silu_mul(const SiluMul& args, int64_t first_row, int64_t last_row) noexcept;
+void rope(const Rope& args, int64_t first_row, int64_t last_row) noexcept;
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

@@ -40,6 +40,53 @@ inline vfloat load(const uint16_t* from) {
 
 inline void store(float* to, vfloat v) { __builtin_memcpy(to, &v, sizeof v); }
 
+// Round to nearest even, as from_float below; a NaN stays one.
+inline vhalf narrow(vfloat v) {
+  const vuint bits = (vuint)v;
+  const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const vuint quiet_nan = (bits >> 16) | 0x40u;
+  const vuint is_nan = (vuint)((bits & 0x7fffffffu) > 0x7f800000u);
+  return __builtin_convertvector((rounded & ~is_nan) | (quiet_nan & is_nan), vhalf);
+}
+
+inline void store(uint16_t* to, vfloat v) {
+  const vhalf half = narrow(v);
+  __builtin_memcpy(to, &half, sizeof half);
+}
+
+// The first `count` < lanes elements; zeros behind them.
+template <typename T>
+inline vfloat load_partial(const T* from, int64_t count) {
+  T padded_copy[lanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded_copy[i] = from[i];
+  return load(padded_copy);
+}
+
+// Lanes `at …` of a row of `count` elements; zeros behind its end.
+template <typename T>
+inline vfloat load_padded(const T* row, int64_t at, int64_t count) {
+  return at + lanes <= count ? load(row + at) : load_partial(row + at, count - at);
+}
+
+// The counterpart: writes nothing behind the row's end.
+template <typename T>
+inline void store_padded(T* row, int64_t at, int64_t count, vfloat v) {
+  if (at + lanes <= count) {
+    store(row + at, v);
+    return;
+  }
+  T whole[lanes];
+  store(whole, v);
+  for (int64_t i = at; i < count; ++i) row[i] = whole[i - at];
+}
+
+// To the element type and back: where a result is rounded before it is used again.
+inline vfloat rounded(vfloat v, float) { return v; }
+
+inline vfloat rounded(vfloat v, uint16_t) {
+  return (vfloat)(__builtin_convertvector(narrow(v), vuint) << 16);
+}
+
 inline vfloat select(vint condition, vfloat yes, vfloat no) {
   return (vfloat)((condition & (vint)yes) | (~condition & (vint)no));
 }
