@@ -9,17 +9,15 @@ from harness.dice import draw
 from harness.scenario import Faults, Scenario
 from harness.world import World
 
-#: The parts of a second that the tests of a file may take; together as many seeds as it takes to meet every order.
+#: Seeds of one test, and tests.
 PART, PARTS = 15, 4
 
 
 def poisoned(seed: int) -> Scenario:
     """The seed's server with one frontend, whose only bad luck is its first visitor's first request."""
     scenario = draw(seed)
-    first = scenario.arrivals[0]
-    name = first.name if first.params.n == 1 else f"{first.name}.0"
     alone = tuple(replace(arrival, frontend=0) for arrival in scenario.arrivals)
-    return replace(scenario, frontends=1, arrivals=alone, faults=Faults(poison=name))
+    return replace(scenario, frontends=1, arrivals=alone, faults=Faults(poison=scenario.arrivals[0].choice_id(0)))
 
 
 @pytest.mark.parametrize("part", range(PARTS))

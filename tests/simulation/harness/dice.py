@@ -9,10 +9,12 @@ import random
 from typing import Any
 
 from core.types import SamplingParams
-from harness.scenario import EOS, MAX_MODEL_LEN, VOCAB, Arrival, Faults, Scenario, Shape, StepFault
+from harness.scenario import EOS, MAX_MODEL_LEN, VOCAB, Arrival, FaultKind, Faults, Scenario, Shape, StepFault
 
-#: Prompts begin like one of these, so that prefixes are shared.
+#: Prompts begin like one of so many, so that prefixes are shared.
 STEMS = 3
+#: What goes wrong with steps, as often as it does.
+KINDS: list[FaultKind] = ["submit", "collect", "allocate", "death", "death", "slow", "slow"]
 
 
 def draw(seed: int) -> Scenario:
@@ -142,7 +144,7 @@ def _faults(rng: random.Random, frontends: int, arrivals: tuple[Arrival, ...]) -
         ),
         failed_starts=rng.choice([()] * 12 + [(1,), (2,), (2, 3), (3, 4), tuple(range(2, 9))]),
         failed_frontends=rng.choice([()] * 20 + [(1,), (2, 3), tuple(range(1, 20))]),
-        poison=rng.choice(arrivals).name if rng.random() < 0.1 else None,
+        poison=rng.choice(arrivals).choice_id(0) if rng.random() < 0.1 else None,
         shutdowns=tuple(rng.uniform(0.1, 0.8) for _ in range(rng.choice([0] * 18 + [1, 2]))),
     )
 
@@ -150,7 +152,7 @@ def _faults(rng: random.Random, frontends: int, arrivals: tuple[Arrival, ...]) -
 def _step_fault(rng: random.Random) -> StepFault:
     return StepFault(
         step=rng.choice([rng.randint(1, 10), rng.randint(1, 100)]),
-        kind=rng.choice(["submit", "collect", "allocate", "death", "death", "slow", "slow"]),
+        kind=rng.choice(KINDS),
         fraction=rng.choice([0.0, 0.5, 0.999999, 1.0, 1.01]),
         seconds=rng.choice([0.02, 0.3, 3.0]),
     )

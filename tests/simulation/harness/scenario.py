@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from core.config import CacheConfig, Config, ModelConfig, Options, Policy, SchedulerConfig
 from core.types import DType, EngineRequest, SamplingParams
@@ -98,16 +98,19 @@ class Arrival:
     leaves: tuple[float | None, ...]  # by choice: seconds until the client closes its stream
     aborts: tuple[float | None, ...]  # by choice: seconds until it is aborted by name
 
+    def choice_id(self, choice: int) -> str:
+        """The request id of a choice."""
+        return self.name if self.params.n == 1 else f"{self.name}.{choice}"
+
     def requests(self, now: float) -> list[EngineRequest]:
         """As the input processor would make them."""
-        parent = self.name if self.params.n == 1 else f"{self.name}.0"
         return [
             EngineRequest(
-                request_id=parent if choice == 0 else f"{self.name}.{choice}",
+                request_id=self.choice_id(choice),
                 prompt_token_ids=list(self.prompt),
                 params=self.params,
                 choice_index=choice,
-                parent_id=None if choice == 0 else parent,
+                parent_id=None if choice == 0 else self.choice_id(0),
                 priority=self.priority,
                 arrival_time=now,
                 deadline=None if self.patience is None else now + self.patience,
@@ -115,6 +118,9 @@ class Arrival:
             )
             for choice in range(self.params.n)
         ]
+
+
+FaultKind = Literal["submit", "collect", "allocate", "death", "slow"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class StepFault:
     """
 
     step: int
-    kind: str
+    kind: FaultKind
     fraction: float = 0.0
     seconds: float = 0.0
 
@@ -166,4 +172,4 @@ class Scenario:
         faults = self.faults
         moments = [arrival.at for arrival in self.arrivals]
         moments += [*faults.engine_deaths, *(moment for moment, _ in faults.frontend_deaths)]
-        return max([*moments, *faults.shutdowns])
+        return max([*moments, *faults.shutdowns], default=0.0)
