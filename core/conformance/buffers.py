@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.conformance.failures import expect
 from core.defaults import torch_dtype
 from core.platform import MemoryBackend
 from core.types import DType
@@ -107,8 +106,3 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
-
-
-def expect_same_bits(before: Tensor, after: Tensor, message: str) -> None:
-    """Raises Broken with `message` where anything changed."""
-    expect(same_bits(before, after), message)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from core.config import Config, parse_options, resolve
+from core.config import parse_options, resolve
 from core.models.registry import architectures
 from core.recording import RecordedModel, record_model
 
@@ -84,14 +84,9 @@ def write(family: str, directory: Path, **changes: Any) -> Checkpoint:
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     _tokenizer().save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}')
-    tensors = _tensors(recorded(resolve(str(directory), parse_options({"load_format": "dummy"}))))
+    tensors = _tensors(record_model(resolve(str(directory), parse_options({"load_format": "dummy"}))))
     save_file(tensors, str(directory / "model.safetensors"))
     return Checkpoint(directory, tensors)
-
-
-def recorded(config: Config) -> RecordedModel:
-    """The model of a configuration."""
-    return record_model(config)
 
 
 def _tensors(model: RecordedModel) -> dict[str, Tensor]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from core import ops
-from core.conformance.bounds import UNIT
 from core.conformance.cases import Numbers
 from core.defaults import torch_dtype
 from core.platform import AttentionQuery
-from core.types import NULL_BLOCK, DType
+from core.types import NULL_BLOCK
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def mixed(block: int) -> list[Span]:
 class Step:
     """A step's host tensors. q, k and v are of the step's tokens, float32 numbers that the types hold exactly.
 
-    `past_*` are the keys and values written by earlier steps; `live` the blocks that hold anybody's tokens.
+    `past_*` are the keys and values written by earlier steps.
     """
 
     query: Tensor
@@ -63,7 +62,6 @@ class Step:
     query_start: Tensor
     seq_lens: Tensor
     num_blocks: int
-    live: list[int]
     tokens: int  # rows that are no padding
 
 
@@ -76,16 +74,15 @@ def make(numbers: Numbers, query: AttentionQuery, sequences: Sequence[Span]) -> 
     size, width = query.block_size, max(-(-s.length // query.block_size) for s in sequences) + 1
     needed = [-(-s.length // size) for s in sequences]
     order = torch.randperm(sum(needed) + 3, generator=numbers.generator) + 1
-    tables, slots, past_slots, live = [], [], [], []
+    tables, slots, past_slots = [], [], []
     for sequence in sequences:
         count = -(-sequence.length // size)
         blocks, order = order[:count], order[count:]
-        live += blocks.tolist()
         where = blocks.repeat_interleave(size)[: sequence.length] * size + torch.arange(sequence.length) % size
         start = sequence.length - sequence.new
         slots.append(where[start:])
         past_slots.append(where[:start])
-        tables.append(_row(blocks, _first_read(query, sequence) // size, width, numbers, len(live)))
+        tables.append(_row(blocks, _first_read(query, sequence) // size, width, numbers, sum(needed)))
     tokens, past = sum(s.new for s in sequences), sum(s.length - s.new for s in sequences)
     kv_width = query.num_kv_heads * query.head_dim
     kv_type, q_type = torch_dtype(query.kv_dtype), torch_dtype(query.dtype)
@@ -108,7 +105,6 @@ def make(numbers: Numbers, query: AttentionQuery, sequences: Sequence[Span]) -> 
         query_start=torch.tensor([0, *[s.new for s in sequences]]).cumsum(0).int(),
         seq_lens=torch.tensor([s.length for s in sequences]).int(),
         num_blocks=sum(needed) + 4,
-        live=live,
         tokens=tokens,
     )
 
@@ -135,15 +131,7 @@ def expected(step: Step, query: AttentionQuery, scale: float) -> tuple[Tensor, T
         ops.kv_write_reference(step.past_key, past_value, cache, step.past_slots)
         ops.kv_write_reference(step.key, value, cache, step.slots)
         out = torch.empty_like(step.query)
-        ops.attention_reference(
-            step.query,
-            cache,
-            step.block_table,
-            step.query_start,
-            step.seq_lens,
-            out,
-            **attrs,
-        )
+        ops.attention_reference(step.query, cache, step.block_table, step.query_start, step.seq_lens, out, **attrs)
         results.append(out)
     return results[0], results[1]
 
@@ -155,8 +143,3 @@ def terms(step: Step, query: AttentionQuery, scale: float) -> int:
     keys = torch.cat([step.past_key, step.key]).view(-1, query.num_kv_heads, query.head_dim)
     longest = keys.norm(dim=-1).max() * step.query.view(-1, query.num_heads, query.head_dim).norm(dim=-1).max()
     return int(step.seq_lens.max()) + int(query.head_dim * scale * float(longest)) + 1
-
-
-def fits_exactly(dtype: DType) -> bool:
-    """Whether a type has a stated unit roundoff: a KV cache may also be of a type that needs scales."""
-    return dtype in UNIT

@@ -252,14 +252,13 @@ def layout(subject: Subject) -> None:
     def examine(each: Served) -> None:
         said, again = (each.backend.kv_layout(each.query) for _ in range(2))
         expect(said == again, f"{each}: kv_layout() says {said} and then {again}")
-        memory = subject.platform.memory()
+        memory, shape = subject.platform.memory(), (9, *said.block_shape)
         before = memory.in_use().get("kv", 0)
         Cache(subject, each, 9)
         taken = memory.in_use().get("kv", 0) - before
-        size = 9 * said.planes * math.prod(said.block_shape) * said.dtype.itemsize
-        expect(
-            size <= taken <= size + said.planes * 4096, f"{each}: 9 blocks take {taken} bytes, {size} by kv_layout()"
-        )
+        size = said.planes * math.prod(shape) * said.dtype.itemsize
+        rounded = said.planes * memory.alloc_size(shape, said.dtype)
+        expect(size <= taken == rounded, f"{each}: 9 blocks take {taken} bytes, {size} by kv_layout()")
 
     _each(subject, "layout", [_question(subject), _question(subject, (6, 1, 32))], examine)
 

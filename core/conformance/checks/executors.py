@@ -182,7 +182,7 @@ def health(subject: Subject) -> None:
 
 @check("executor.shutdown", "serve", "a deployment waits for this at every roll-out, and kills what does not end")
 def shutdown(subject: Subject) -> None:
-    """An executor ends in SHUTDOWN_S, twice if asked, refuses steps after, and gives all device memory back."""
+    """An executor ends in 10 s, twice if asked, refuses steps after, and gives all device memory back."""
 
     def scenario(stage: Stage) -> None:
         with started(subject, stage) as driver:

@@ -106,7 +106,7 @@ def fresh_reads(subject: Subject) -> None:
 
 @check("memory.aligned", "ops", "vector and tensor-unit loads of whole cache lines fault or crawl otherwise")
 def aligned(subject: Subject) -> None:
-    """Handles that are tensors begin at a multiple of ALIGNMENT bytes and are contiguous."""
+    """Handles that are tensors begin at a multiple of 64 bytes and are contiguous."""
     for dtype in _dtypes(subject):
         for shape in _SHAPES:
             handle = subject.buffers.alloc(shape, dtype)
@@ -143,7 +143,7 @@ def _check_account(memory: MemoryBackend, shape: tuple[int, ...], dtype: DType, 
 
 
 #: Rounds of the search for a leak. Others take and give host memory meanwhile; a leak shows in every round.
-_ROUNDS, _TURNS = 4, 64
+_ROUNDS, _TURNS = 6, 64
 
 
 @check("memory.no_leak", "ops", "a server that restarts engines for months has no other memory than this")

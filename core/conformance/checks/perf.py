@@ -41,7 +41,7 @@ def linear(subject: Subject) -> None:
     subject.require(table.supports("linear"), "a kernel of linear")
     kernel = table.get("linear")
     for dtype in subject.capabilities.dtypes:
-        for shape in {min(subject.shapes()), max(subject.shapes())}:
+        for shape in sorted({min(subject.shapes()), max(subject.shapes())}):
             numbers = Numbers("perf")
             x = subject.buffers.put(numbers.normal(shape.num_tokens, _INNER), dtype)
             weight = subject.buffers.put(numbers.normal(_OUTER, _INNER), dtype, "weights")

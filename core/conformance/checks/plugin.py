@@ -90,7 +90,7 @@ def import_clean(subject: Subject) -> None:
 
 @check("plugin.import_quick", "boot", "ten plugins that take a second each make `core --help` take ten")
 def import_quick(subject: Subject) -> None:
-    """The import takes less than IMPORT_MS, beyond what the contract itself imports."""
+    """The import takes less than 100 ms, beyond what the contract itself imports."""
     best = min(seen.import_ms for seen in _inspections(subject))
     expect(best < IMPORT_MS, f"importing it takes {best:.0f} ms, more than {IMPORT_MS:.0f}")
 

@@ -32,10 +32,9 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class _Inputs:
-    """One step's inputs by name. The first `tokens` rows and `seqs` sequences are real, what follows is padding."""
+    """One step's inputs by name. The first `seqs` sequences are real, what follows is padding."""
 
     arrays: Mapping[str, Tensor]
-    tokens: int
     seqs: int
 
 
@@ -174,7 +173,7 @@ def _step(bound: _Bound, numbers: Numbers, lengths: list[tuple[int, int]], shape
     for group in range(len(bound.model.groups)):
         arrays[f"slot_mapping.{group}"] = padded(torch.cat(slots), shape.num_tokens)
         arrays[f"block_table.{group}"] = padded(torch.stack(tables), shape.num_seqs)
-    return _Inputs(arrays, total, len(lengths))
+    return _Inputs(arrays, len(lengths))
 
 
 def _sequences(shape: Bucket) -> Iterator[list[tuple[int, int]]]:
@@ -192,51 +191,53 @@ def _expect_close(got: Tensor, wanted: Tensor, dtype: DType, what: str) -> None:
     expect(error <= limit, f"{what}: logits are off by {error:.3g} of the largest, {limit:.3g} is allowed")
 
 
-@check(
-    "programs.compiled", "ops", "what is compiled is what serves; kernels that are right alone may be joined wrongly"
-)
-def compiled(subject: Subject) -> None:
-    """The executable of every bucket, or of several shapes, gives the logits of the recorded program."""
-    bound, dtype = _Bound(subject, "llama"), subject.dtype
-    for shape in _shapes(subject):
-        executable = bound.executable(shape)
-        for lengths in _sequences(shape):
-            own = Bucket(sum(new for _, new in lengths), len(lengths))
-            used = shape if subject.capabilities.buckets else own
-            inputs = _step(bound, Numbers(f"{lengths}"), lengths, used)
-            got = bound.run(executable, inputs, used)
-            _expect_close(got, bound.expected(inputs, used), dtype, f"llama, step of {own} run as {used}")
+def _check_step(
+    subject: Subject, bound: _Bound, executable: Executable, shape: Bucket, lengths: list[tuple[int, int]], what: str
+) -> None:
+    """Run one step, in the bucket `shape` where buckets are declared, else in its own shape, and compare its logits."""
+    own = Bucket(sum(new for _, new in lengths), len(lengths))
+    used = shape if subject.capabilities.buckets else own
+    inputs = _step(bound, Numbers(f"{what} {lengths}"), lengths, used)
+    got = bound.run(executable, inputs, used)
+    _expect_close(got, bound.expected(inputs, used), subject.dtype, f"{what}, step of {own} run as {used}")
 
 
 def _shapes(subject: Subject) -> list[Bucket]:
     return subject.shapes() if subject.capabilities.buckets else [Bucket(1, 1), Bucket(7, 3), Bucket(33, 2)]
 
 
+@check(
+    "programs.compiled", "ops", "what is compiled is what serves; kernels that are right alone may be joined wrongly"
+)
+def compiled(subject: Subject) -> None:
+    """The executable of every bucket, or of several shapes, gives the logits of the recorded program."""
+    bound = _Bound(subject, "llama")
+    for shape in _shapes(subject):
+        executable = bound.executable(shape)
+        for lengths in _sequences(shape):
+            _check_step(subject, bound, executable, shape, lengths, "llama")
+
+
 @check("programs.fresh_inputs", "ops", "a graph that kept its first inputs repeats its first answer for ever")
 def fresh_inputs(subject: Subject) -> None:
     """An executable that ran before computes what lies in its buffers now, step after step."""
-    bound, dtype = _Bound(subject, "llama"), subject.dtype
-    shape = _shapes(subject)[-1]
-    executable = bound.executable(shape)
+    bound, shape = _Bound(subject, "llama"), _shapes(subject)[-1]
+    executable, lengths = bound.executable(shape), next(_sequences(shape))
     for turn in range(4):
-        (lengths, *_) = _sequences(shape)
-        used = shape if subject.capabilities.buckets else Bucket(sum(n for _, n in lengths), len(lengths))
-        inputs = _step(bound, Numbers(f"turn {turn}"), lengths, used)
-        got = bound.run(executable, inputs, used)
-        _expect_close(got, bound.expected(inputs, used), dtype, f"llama, step {turn + 1} of one executable")
+        _check_step(subject, bound, executable, shape, lengths, f"llama, turn {turn + 1} of one executable")
 
 
 @check("programs.padding", "ops", "padding is there in nearly every step; what leaks from it is noise in an answer")
 def padding(subject: Subject) -> None:
     """A step gives the same in its own bucket and in the largest, where most rows are padding."""
     subject.require(subject.capabilities.buckets, "capabilities().buckets")
-    dtype, shapes = subject.dtype, subject.shapes()
-    for shape in {shapes[0], shapes[len(shapes) // 2], shapes[-1]}:
+    shapes = subject.shapes()
+    for shape in sorted({shapes[0], shapes[len(shapes) // 2], shapes[-1]}):
         bound = _Bound(subject, "llama")
         inputs = _step(bound, Numbers("padding"), [(1, 1)], shape)
         before = [plane.clone() for plane in _live_blocks(bound, subject)]
         got = bound.run(bound.executable(shape), inputs, shape)
-        _expect_close(got, bound.expected(inputs, shape), dtype, f"llama, one token padded to {shape}")
+        _expect_close(got, bound.expected(inputs, shape), subject.dtype, f"llama, one token padded to {shape}")
         for old, new in zip(before, _live_blocks(bound, subject), strict=True):
             expect(same_bits(old[2:], new[2:]), f"one token padded to {shape} writes into a block that is not its own")
 
@@ -255,8 +256,4 @@ def architectures(subject: Subject) -> None:
         bound = _Bound(subject, family)
         executable = bound.executable(shape)
         for lengths in _sequences(shape):
-            own = Bucket(sum(new for _, new in lengths), len(lengths))
-            used = shape if subject.capabilities.buckets else own
-            inputs = _step(bound, Numbers(f"{family} {lengths}"), lengths, used)
-            got = bound.run(executable, inputs, used)
-            _expect_close(got, bound.expected(inputs, used), subject.dtype, f"{family}, step of {own}")
+            _check_step(subject, bound, executable, shape, lengths, family)

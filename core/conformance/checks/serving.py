@@ -116,7 +116,7 @@ def worker_killed(subject: Subject) -> None:
 
 @check("serving.shutdown", "serve", "a deployment waits for this at every roll-out, and kills what does not end")
 def shutdown(subject: Subject) -> None:
-    """After SIGTERM an idle server ends well within SHUTDOWN_S and leaves no process behind."""
+    """After SIGTERM an idle server ends well, within 20 s, and leaves no process behind."""
     server = _server(subject)
     until(lambda: server.engine() is not None, "no engine runs")
     everyone = server.children()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TypeVar
 
-from mutant_platform import MutantPlatform
+import msgspec
+from mutant_platform import MutantPlatform, TwoDevices
+from mutant_plugin import Options
 
 _Breaks = TypeVar("_Breaks", bound=Callable[[MutantPlatform], None])
 
@@ -23,8 +25,15 @@ class Fault:
     what: str
     caught_by: str
     breaks: Callable[[MutantPlatform], None] | None = None
-    buckets: bool = False
+    kind: str = ""  # the option of the platform that it needs
     platform: str = "mutant"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """--platform-opt of the platform that has it."""
+        if self.platform != "mutant":
+            return ()
+        return (f"mutant.fault={self.name}", *([f"mutant.{self.kind}=true"] if self.kind else []))
 
 
 #: What is wrong with a plugin before there is a platform.
@@ -44,12 +53,12 @@ FAULTS: dict[str, Fault] = {
 }  # fmt: skip
 
 
-def fault(name: str, what: str, caught_by: str, *, buckets: bool = False) -> Callable[[_Breaks], _Breaks]:
+def fault(name: str, what: str, caught_by: str, *, kind: str = "") -> Callable[[_Breaks], _Breaks]:
     """Register a function that breaks a platform as the fault of that name."""
 
     def register(breaks: _Breaks) -> _Breaks:
         assert name not in FAULTS, name
-        FAULTS[name] = Fault(name, what, caught_by, breaks, buckets)
+        FAULTS[name] = Fault(name, what, caught_by, breaks, kind)
         return breaks
 
     return register
@@ -62,11 +71,15 @@ def all_faults() -> list[Fault]:
     return list(FAULTS.values())
 
 
-def make(name: str, *, buckets: bool) -> MutantPlatform:
-    """A platform with the fault of that name, or with none."""
+def make(options: Options) -> MutantPlatform:
+    """A platform of that kind, with the named fault or with none."""
     all_faults()
-    platform = MutantPlatform(buckets=buckets)
-    breaks = FAULTS[name].breaks if name else None
+    platform = (TwoDevices if options.two_devices else MutantPlatform)(buckets=options.buckets)
+    if options.few_features:
+        platform.declared = msgspec.structs.replace(platform.declared, sampling=("temperature", "seed"))
+    if options.opaque:
+        import_module("mutant_opaque").make_opaque(platform)
+    breaks = FAULTS[options.fault].breaks if options.fault else None
     if breaks is not None:
         breaks(platform)
     return platform

@@ -258,13 +258,13 @@ class _Frozen(BucketExecutable):
 
 
 @fault(
-    "stale-graph", "a compiled step reads the inputs that it was captured with", "programs.fresh_inputs", buckets=True
+    "stale-graph", "a compiled step reads the inputs that it was captured with", "programs.fresh_inputs", kind="buckets"
 )
 def stale_graph(platform: MutantPlatform) -> None:
     platform.executable = lambda bindings, bucket: _Frozen(bindings, bucket or BUCKETS[-1])
 
 
-@fault("padding-leaks", "rows of padding enter the real rows of a bucket", "programs.padding", buckets=True)
+@fault("padding-leaks", "rows of padding enter the real rows of a bucket", "programs.padding", kind="buckets")
 def padding_leaks(platform: MutantPlatform) -> None:
     def select_rows(x: Tensor, indices: Tensor, out: Tensor) -> None:
         REFERENCE["select_rows"](x, indices, out)
@@ -273,7 +273,7 @@ def padding_leaks(platform: MutantPlatform) -> None:
     platform.table = ReferenceKernels({"select_rows": select_rows})
 
 
-@fault("bucket-refused", "a declared bucket cannot be compiled", "programs.compiled", buckets=True)
+@fault("bucket-refused", "a declared bucket cannot be compiled", "programs.compiled", kind="buckets")
 def bucket_refused(platform: MutantPlatform) -> None:
     compiled = platform.executable
 
@@ -285,12 +285,14 @@ def bucket_refused(platform: MutantPlatform) -> None:
     platform.executable = executable
 
 
-@fault("buckets-not-nested", "no bucket holds the most tokens and the most sequences", "api.capabilities", buckets=True)
+@fault(
+    "buckets-not-nested", "no bucket holds the most tokens and the most sequences", "api.capabilities", kind="buckets"
+)
 def buckets_not_nested(platform: MutantPlatform) -> None:
     platform.declared = msgspec.structs.replace(platform.declared, buckets=(Bucket(64, 2), Bucket(8, 8)))
 
 
-@fault("order-of-ops", "a compiled step runs its last op first", "programs.compiled", buckets=True)
+@fault("order-of-ops", "a compiled step runs its last op first", "programs.compiled", kind="buckets")
 def order_of_ops(platform: MutantPlatform) -> None:
     class Reordered(BucketExecutable):
         def __init__(self, bindings: Bindings, bucket: Bucket) -> None:
@@ -304,7 +306,7 @@ def order_of_ops(platform: MutantPlatform) -> None:
     "bias-of-first-layer",
     "a compiled step gives every layer the biases of the first",
     "programs.architectures",
-    buckets=True,
+    kind="buckets",
 )
 def bias_of_first_layer(platform: MutantPlatform) -> None:
     class Shared(BucketExecutable):

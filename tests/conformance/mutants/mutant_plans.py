@@ -6,10 +6,12 @@ import itertools
 
 import msgspec
 from mutant_faults import fault
-from mutant_platform import MutantPlatform
+from mutant_platform import MutantPlatform, TwoDevices
+from torch import Tensor
 
 from core.config import Config
-from core.platform import Override, Plan
+from core.ops import REFERENCE
+from core.platform import Capabilities, Override, Plan
 from core.types import DType
 
 
@@ -118,3 +120,29 @@ def parallel_ignored(platform: MutantPlatform) -> None:
 @fault("unknown-sampling", "a sampling feature is declared that does not exist", "api.capabilities")
 def unknown_sampling(platform: MutantPlatform) -> None:
     platform.declared = msgspec.structs.replace(platform.declared, sampling=("temprature",))
+
+
+@fault("capabilities-change", "capabilities() declares something else every time", "api.stable_objects")
+def capabilities_change(platform: MutantPlatform) -> None:
+    turns, declared = itertools.count(), platform.declared
+
+    def capabilities() -> Capabilities:
+        return declared if next(turns) % 2 else msgspec.structs.replace(declared, sampling=())
+
+    platform.capabilities = capabilities  # type: ignore[method-assign]
+
+
+@fault(
+    "shards-unsummed",
+    "two devices that share a product do not add up their parts",
+    "parallel.parity",
+    kind="two_devices",
+)
+def shards_unsummed(platform: MutantPlatform) -> None:
+    assert isinstance(platform, TwoDevices)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        half = x.shape[1] // 2
+        REFERENCE["linear"](x[:, :half], weight[:, :half], bias, out)
+
+    platform.split_kernel = linear

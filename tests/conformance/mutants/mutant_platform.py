@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import ops
-from core.config import Config
+from core.config import Config, ParallelConfig
 from core.defaults import EagerExecutable, ReferenceAttention, ReferenceKernels, TorchMemory, bind_step
 from core.errors import Unsupported
 from core.platform import (
@@ -24,6 +24,8 @@ from core.platform import (
     Capabilities,
     DeviceInfo,
     Executable,
+    Executor,
+    Kernel,
     KernelTable,
     MemoryBackend,
     MemoryInfo,
@@ -165,6 +167,28 @@ class MutantPlatform(Platform):
                 overrides.append(Override(option=option, value=str(most), reason=f"the largest step is {BUCKETS[-1]}"))
         planned = msgspec.structs.replace(config, model=model, cache=cache, scheduler=scheduler)
         return Plan(config=planned, overrides=tuple(overrides))
+
+
+class TwoDevices(MutantPlatform):
+    """Says that it splits models over two devices, and computes them on one: nobody can tell."""
+
+    def __init__(self, *, buckets: bool = False) -> None:
+        super().__init__(buckets=buckets)
+        self.declared = msgspec.structs.replace(self.declared, max_parallel_size=2)
+        self.split_kernel: Kernel | None = None  # of `linear`, where two devices share it
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        (first,) = super().devices()
+        return (first, msgspec.structs.replace(first, index=1))
+
+    def create_executor(self, plan: Plan) -> Executor:
+        if plan.config.parallel.world_size == self.declared.max_parallel_size:
+            if self.split_kernel is not None:
+                self.table = ReferenceKernels({"linear": self.split_kernel})
+            plan = Plan(
+                config=msgspec.structs.replace(plan.config, parallel=ParallelConfig()), overrides=plan.overrides
+            )
+        return super().create_executor(plan)
 
 
 def _executable(bindings: Bindings, bucket: Bucket | None) -> Executable:

@@ -22,6 +22,8 @@ class Options(msgspec.Struct, frozen=True):
     fault: str = ""  # a name in mutant_faults.FAULTS, or one of the probe's below
     buckets: bool = False  # run fixed step shapes only
     opaque: bool = False  # hand out handles that are no tensors
+    few_features: bool = False  # declare little of sampling
+    two_devices: bool = False
 
 
 @hookimpl
@@ -52,7 +54,5 @@ def probe(env: ProbeEnv) -> ProbeResult:
 @hookimpl
 def create_platform(ctx: PlatformContext) -> Platform:
     options = parse_own_options("mutant", ctx.options, Options)
-    platform: Platform = import_module("mutant_faults").make(options.fault, buckets=options.buckets)
-    if options.opaque:
-        import_module("mutant_opaque").make_opaque(platform)
+    platform: Platform = import_module("mutant_faults").make(options)
     return platform
