@@ -120,8 +120,8 @@ def quantization_schemes() -> Mapping[str, str]:  # type: ignore[empty-body]
 def kv_connectors() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Stores of KV blocks outside the device, chosen with `--kv-connector NAME`.
 
-    The target is called as `make(context: core.cache.connector.ConnectorContext)` in the engine's process and gives a
-    `core.cache.connector.KVConnector`.
+    The target is called as `make(context: core.cache.connector.ConnectorContext)`, once for the scheduler's side and
+    once for the worker's, and gives a `core.cache.connector.KVConnector`.
     """
 
 
