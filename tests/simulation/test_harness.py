@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
 
 import pytest
@@ -46,6 +47,11 @@ def test_a_deadlock_is_seen_and_not_waited_for() -> None:
 
     with pytest.raises(Deadlock):
         run(main())
+
+
+def test_a_violation_travels_between_processes() -> None:
+    arrived = pickle.loads(pickle.dumps(Violation("one-writer", "two write")))
+    assert (arrived.invariant, arrived.detail, str(arrived)) == ("one-writer", "two write", "one-writer: two write")
 
 
 # --- the network ---------------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ class Violation(Exception):
         self.invariant = invariant
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[Violation], tuple[str, str]]:
+        return type(self), (self.invariant, self.detail)
+
 
 class BadLuck(Exception):
     """What a scenario makes an engine suffer. Any other error that ends an engine is a Violation."""
