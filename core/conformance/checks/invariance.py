@@ -33,8 +33,18 @@ def _judge(
     expect_none(complaints(subject, oracle_of(subject, llm, family), got, what))
 
 
-def _alone(subject: Subject, llm: LLM, family: str) -> list[RequestOutput]:
+def _one_by_one(subject: Subject, llm: LLM, family: str) -> list[RequestOutput]:
     return [llm.generate([prompt], with_logprobs(subject))[0] for prompt in _asked(family)]
+
+
+def _alone(subject: Subject, family: str) -> list[RequestOutput]:
+    """Each prompt alone, at once, computed by itself: what all else is compared with."""
+
+    def make() -> list[RequestOutput]:
+        with subject.llm(family, enable_prefix_caching=False) as llm:
+            return _one_by_one(subject, llm, family)
+
+    return subject.kept(f"alone.{family}", make)
 
 
 def _together(subject: Subject, llm: LLM, family: str) -> list[RequestOutput]:
@@ -45,8 +55,8 @@ def _together(subject: Subject, llm: LLM, family: str) -> list[RequestOutput]:
 def batch(subject: Subject) -> None:
     """Alone or among others, for every architecture."""
     for family in families():
+        alone = _alone(subject, family)
         with subject.llm(family, enable_prefix_caching=False) as llm:
-            alone = _alone(subject, llm, family)
             _judge(subject, llm, family, alone, _together(subject, llm, family), "among others, not alone")
 
 
@@ -54,11 +64,10 @@ def batch(subject: Subject) -> None:
 def chunks(subject: Subject) -> None:
     """A prompt at once, or in chunks, for every architecture."""
     for family in families():
-        with subject.llm(family, enable_prefix_caching=False) as llm:
-            whole = _alone(subject, llm, family)
+        alone = _alone(subject, family)
         with subject.llm(family, enable_prefix_caching=False, max_num_batched_tokens=8, max_num_seqs=8) as llm:
             got = _together(subject, llm, family)
-            _judge(subject, llm, family, whole, got, "prompts in chunks of up to 8, not at once")
+            _judge(subject, llm, family, alone, got, "prompts in chunks of up to 8, not at once")
 
 
 @check("invariance.prefix", "serve", "the second user of a system prompt gets blocks that the first one computed")
@@ -66,8 +75,8 @@ def prefix(subject: Subject) -> None:
     """A prompt's blocks found, or computed, for every architecture."""
     for family in families():
         with subject.llm(family, enable_prefix_caching=True) as llm:
-            first = _alone(subject, llm, family)
-            again = _alone(subject, llm, family)
+            first = _one_by_one(subject, llm, family)
+            again = _one_by_one(subject, llm, family)
             found = any(output.num_cached_tokens for output in again)
             expect(found or family != _LLAMA, "no block was found again: nothing was tested")
             _judge(subject, llm, family, first, again, "with a prefix found in the cache")
@@ -77,8 +86,7 @@ def prefix(subject: Subject) -> None:
 def preemption(subject: Subject) -> None:
     """Preempted and computed again, or not, for every architecture."""
     for family in families():
-        with subject.llm(family, enable_prefix_caching=False) as llm:
-            alone = _alone(subject, llm, family)
+        alone = _alone(subject, family)
         room = kv_memory(subject, 11 if family == _LLAMA else 8, family)
         with subject.llm(family, enable_prefix_caching=False, max_model_len=80, kv_cache_memory=room) as llm:
             got = _together(subject, llm, family)
