@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from core.conformance.registry import LEVELS
 from core.errors import ConfigError
 
-LEVELS = ("boot", "ops", "serve", "perf")
 _NEEDED = ("pytest", "safetensors")
 _COLOURS = {"passed": "green", "failed": "red", "unclaimed": "dim"}
 _COLUMNS = ("check", "level", "result", "s", "why")
