@@ -62,6 +62,7 @@ def create_platform(ctx: PlatformContext) -> Platform:
     """The platform; OpenVINO and torch are imported here."""
     options = parse_own_options(NAME, ctx.options, OpenVinoOptions)
     check_options(options)
+    _send_nothing()
     torch_may_thread = _wait_passively()
     created: Platform = import_module("core_openvino.platform").OpenVinoPlatform(
         options.threads or usable_cores(), torch_may_thread=torch_may_thread
@@ -97,6 +98,13 @@ def _load_error(package: list[str]) -> str:
     except OSError as error:
         return f"OpenVINO's library does not load: {error}"
     return ""
+
+
+def _send_nothing() -> None:
+    """Keep OpenVINO from reporting its use: importing it sends an event where openvino-telemetry, which its package
+    depends on, is installed and the user has not opted out. A server's owner is asked first; without it OpenVINO works.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails
 
 
 def _wait_passively() -> bool:

@@ -45,3 +45,17 @@ def test_choosing_a_platform_loads_neither_torch_nor_openvino() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (ran.stdout, ran.stderr) == ("set() True\n", "")
+
+
+@pytest.mark.slow
+def test_making_the_platform_reports_nothing_to_anyone(tmp_path: Path) -> None:
+    """OpenVINO imports the package that sends reports wherever it finds it."""
+    (tmp_path / "openvino_telemetry.py").write_text("raise SystemExit('telemetry was loaded')")
+    lines = ["import sys", f"sys.path.insert(0, {str(tmp_path)!r})"]
+    make = ["from core.platform import PlatformContext", "from core_openvino import plugin",
+            "print(plugin.create_platform(PlatformContext()).devices()[0].index)"]  # fmt: skip
+    for then, expected in ((["import openvino"], (1, "")), (make, (0, "0\n"))):
+        ran = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines + then)], capture_output=True, text=True, check=False
+        )
+        assert (ran.returncode, ran.stdout) == expected, ran.stderr
