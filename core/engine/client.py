@@ -36,11 +36,11 @@ from core.errors import EngineDead, InvalidRequest, QueueFull
 from core.logs import get_logger
 from core.types import EngineRequest, EngineStats, FinishReason, RequestDelta
 
-#: A request that was running in this many engines when they died is taken for the cause, and not given to another.
+#: A request that got nothing from so many engines in a row before they died is taken for the cause, and not given to
+#: another. Its last chance it gets alone: all others wait until the engine has given it something, so they outlive it.
 MAX_DEATHS = 3
-#: One that has this many deaths behind it is on trial: until the next engine has given it something, no other such
-#: request is submitted, and if the engine dies then, it is this request's doing. So the innocent outlive the cause.
-TRIAL_DEATHS = MAX_DEATHS - 1
+#: So is one that was running in so many, whatever it got: what kills slowly has to end too.
+MAX_SLOW_DEATHS = 10
 
 log = get_logger("client")
 
@@ -88,6 +88,8 @@ class _Stream:
         self.request = request
         self.emitted = list(request.output_token_ids)
         self.deaths = 0  # engines that died while they had this request
+        self.silent_deaths = 0  # the last of them, in a row, that had given it nothing
+        self.answered = False  # by the engine that runs now
         self.submitted = False  # to the engine that runs now
         self.finished = False
         self._deltas: deque[RequestDelta] = deque()
@@ -95,6 +97,7 @@ class _Stream:
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, delta: RequestDelta) -> None:
+        self.answered = True
         self.emitted += delta.token_ids
         self.finished = delta.finish_reason is not None
         self._deltas.append(delta)
@@ -107,6 +110,18 @@ class _Stream:
         self.finished = True
         self._error = error
         self._wake()
+
+    def outlive_engine(self) -> bool:
+        """The engine that had this request died. False if that was once too often."""
+        self.deaths += 1
+        self.silent_deaths = 0 if self.answered else self.silent_deaths + 1
+        self.submitted = self.answered = False
+        return self.silent_deaths < MAX_DEATHS and self.deaths < MAX_SLOW_DEATHS
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the next death will be taken for its doing."""
+        return not self.answered and self.silent_deaths == MAX_DEATHS - 1
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -136,7 +151,7 @@ class RemoteEngineClient(EngineClient):
         self._status = EngineStatus()
         self._changed = asyncio.Event()  # replaced at each change of state
         self._streams: dict[str, _Stream] = {}
-        self._on_trial: _Stream | None = None
+        self._on_trial: _Stream | None = None  # a suspect that the engine has, or is about to get
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
         self._incarnation = 0  # of the engine that `_engine` is connected to
         self._transport = transport or SocketTransport()
@@ -207,26 +222,27 @@ class RemoteEngineClient(EngineClient):
 
     def _submit(self, stream: _Stream) -> None:
         """Give a live request to the engine that runs now, if one does; the next engine gets it otherwise."""
-        if self._engine is None or stream.finished or stream.submitted:
+        if self._engine is None or stream.finished or stream.submitted or self._on_trial not in (None, stream):
             return
         max_tokens = stream.request.params.max_tokens
         if max_tokens is not None and len(stream.emitted) >= max_tokens:
             stream.end("length")  # only its last word was lost
             return
-        if stream.deaths >= TRIAL_DEATHS:
-            if self._on_trial is not None:
-                return  # `_end_trial` calls the next one
+        if stream.is_suspect:
             self._on_trial = stream
         stream.submitted = True
         self._send(Submit(stream.resumed()))
 
+    def _submit_all(self) -> None:
+        """Give the engine a suspect if there is one, and everybody else once there is none."""
+        for stream in sorted(self._streams.values(), key=lambda stream: not stream.is_suspect):
+            self._submit(stream)
+
     def _end_trial(self, stream: _Stream) -> None:
-        """If `stream` is on trial: the engine has survived it, or it is over. The next one, please."""
+        """If `stream` is on trial: the engine has survived it, or it is over."""
         if self._on_trial is stream:
             self._on_trial = None
-            for other in list(self._streams.values()):
-                if other.deaths >= TRIAL_DEATHS:
-                    self._submit(other)
+            self._submit_all()
 
     def _close_stream(self, stream: _Stream) -> None:
         request_id = stream.request.request_id
@@ -280,7 +296,7 @@ class RemoteEngineClient(EngineClient):
             asyncio.get_running_loop().call_later(error.retry_after_s, self._submit, stream)
         else:
             stream.fail(error)
-        self._end_trial(stream)
+            self._end_trial(stream)
 
     def _answer(self, message: Stats) -> None:
         waiters, self._stats_waiters = self._stats_waiters, []
@@ -309,8 +325,7 @@ class RemoteEngineClient(EngineClient):
         self._incarnation = change.incarnation
         self._engine = self._transport.connect(endpoint)
         self._engine_task = self._keep(self._read_engine(self._engine))
-        for stream in list(self._streams.values()):
-            self._submit(stream)
+        self._submit_all()
         if self._stats_waiters:
             self._send(GetStats())
 
@@ -319,14 +334,9 @@ class RemoteEngineClient(EngineClient):
         self._engine_task.cancel()
         self._engine.close()
         self._engine = self._engine_task = None
-        running = [stream for stream in self._streams.values() if stream.submitted and not stream.finished]
-        blamed = running if self._on_trial is None else [self._on_trial]
         self._on_trial = None
-        for stream in running:
-            stream.submitted = False
-        for stream in blamed:
-            stream.deaths += 1
-            if stream.deaths >= MAX_DEATHS:
+        for stream in self._streams.values():
+            if stream.submitted and not stream.finished and not stream.outlive_engine():
                 stream.end("error", f"{stream.deaths} engines died while they were running this request")
                 log.error("request given up", request_id=stream.request.request_id, deaths=stream.deaths)
 

@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 from fake_engine import CONFIG, make_request
 
-from core.engine.client import MAX_DEATHS, RemoteEngineClient
+from core.engine.client import MAX_DEATHS, MAX_SLOW_DEATHS, RemoteEngineClient
 from core.engine.messages import (
     Abort,
     Deltas,
@@ -151,29 +151,61 @@ async def test_a_request_is_given_to_so_many_engines_and_no_more(stage: Stage) -
 
 
 async def test_the_innocent_outlive_the_request_that_kills_engines(stage: Stage) -> None:
-    """After two deaths each is given to the next engine alone, so the third one has one cause."""
+    """After two engines that gave them nothing, each is given to the next one alone: it dies of one of them."""
     streams = {name: next_of(stage.client.generate(make_request(name, [1], 9))) for name in ("good", "bad", "late")}
     for incarnation in (1, 2):
         engine = await stage.engine(incarnation)
-        assert [(await engine.hear()).request.request_id for _ in streams] == list(streams)  # type: ignore[union-attr]
+        assert [await submitted(engine) for _ in streams] == list(streams)
         await stage.tell("restarting", incarnation)
     engine = await stage.engine(3)
-    for name in ("good", "bad"):
-        submitted = await engine.hear()
-        assert isinstance(submitted, Submit) and submitted.request.request_id == name
-        if name == "good":
-            await engine.say(Deltas([RequestDelta(name, [5])]))
+    assert await submitted(engine) == "good"
+    new = next_of(stage.client.generate(make_request("new", [1], 9)))
+    await engine.say(Deltas([RequestDelta("good", [5])]))
     assert (await streams["good"]).token_ids == [5]
+    assert await submitted(engine) == "bad"
     await stage.tell("restarting", 3)
     assert (await streams["bad"]).finish_reason == "error"
     engine = await stage.engine(4)
-    again = await engine.hear()
-    assert isinstance(again, Submit) and again.request.request_id == "good"
-    await engine.say(Deltas([RequestDelta("good", [6], "length")]))
-    last = await engine.hear()
-    assert isinstance(last, Submit) and last.request.request_id == "late"
+    assert await submitted(engine) == "late"
     await engine.say(Deltas([RequestDelta("late", [7], "length")]))
     assert (await streams["late"]).token_ids == [7]
+    assert [await submitted(engine) for _ in range(2)] == ["good", "new"]
+    await engine.say(Deltas([RequestDelta("new", [8], "length")]))
+    assert (await new).token_ids == [8]
+
+
+async def test_a_suspect_that_leaves_makes_room_for_the_next(stage: Stage) -> None:
+    streams = {name: next_of(stage.client.generate(make_request(name, [1], 9))) for name in ("first", "second")}
+    for incarnation in (1, 2):
+        engine = await stage.engine(incarnation)
+        assert [await submitted(engine) for _ in streams] == list(streams)
+        await stage.tell("restarting", incarnation)
+    engine = await stage.engine(3)
+    assert await submitted(engine) == "first"
+    streams["first"].cancel()
+    assert await engine.hear() == Abort("first")
+    assert await submitted(engine) == "second"
+
+
+async def test_what_kills_slowly_ends_too(stage: Stage) -> None:
+    """It gets a token from every engine, and every engine dies."""
+    stream = stage.client.generate(make_request("slow", [1], 99))
+    delta = next_of(stream)
+    for incarnation in range(1, MAX_SLOW_DEATHS + 1):
+        engine = await stage.engine(incarnation)
+        assert await submitted(engine) == "slow"
+        await engine.say(Deltas([RequestDelta("slow", [incarnation])]))
+        assert (await delta).token_ids == [incarnation]
+        delta = next_of(stream)
+        await stage.tell("restarting", incarnation)
+    assert (await delta).finish_reason == "error"
+
+
+async def submitted(engine: PlayedEngine) -> str:
+    """The name of the request that comes next."""
+    message = await engine.hear()
+    assert isinstance(message, Submit)
+    return message.request.request_id
 
 
 async def test_a_full_queue_is_waited_for_only_by_what_was_accepted_before(stage: Stage) -> None:

@@ -262,6 +262,7 @@ def the_client_keeps_dead_streams(patch: Patch) -> None:
 def the_client_never_gives_a_request_up(patch: Patch) -> None:
     """ends-in-time"""
     patch.setattr(client, "MAX_DEATHS", 10**9)
+    patch.setattr(client, "MAX_SLOW_DEATHS", 10**9)
 
 
 def the_client_forgets_to_submit_again(patch: Patch) -> None:

@@ -189,7 +189,7 @@ class World:
         for frontend in self._frontends.values():
             frontend.life.check_nothing_left()
         pids = {frontend.pid for frontend in self._frontends.values()}
-        if supervisor._frontends.keys() != pids or not supervisor._greeted <= pids:
+        if supervisor._frontends.keys() != pids or not supervisor._connected.keys() <= pids:
             raise Violation("nothing-is-left", f"the supervisor has frontends {list(supervisor._frontends)} of {pids}")
 
     def _check_end(self, serving: asyncio.Task[None]) -> None:
@@ -293,6 +293,10 @@ class World:
 
     def serving(self) -> None:
         self.trace.note("supervisor", "serving")
+        for frontend in self._frontends.values():
+            client = frontend.life.client
+            if client is None or client.status.state == "loading":
+                raise Violation("serving-is-true", f"frontend {frontend.pid} does not know that the engine is ready")
 
     def check_stats(self, stats: EngineStats) -> None:
         """What the engine says of itself."""
