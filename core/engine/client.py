@@ -328,6 +328,7 @@ class RemoteEngineClient(EngineClient):
         self._submit_all()
         if self._stats_waiters:
             self._send(GetStats())
+        self._control.send(encode(Hello(self._transport.pid, change.incarnation)))
 
     def _lose_engine(self) -> None:
         assert self._engine is not None and self._engine_task is not None

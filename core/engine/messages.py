@@ -106,9 +106,13 @@ def request_error(rejected: Rejected) -> RequestError:
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A frontend wants to be told of every change of state, beginning with the state as it is."""
+    """A frontend wants to be told of every change of state, beginning with the state as it is.
+
+    With `incarnation`: it has done so, and sends requests to that engine now.
+    """
 
     pid: int
+    incarnation: int = 0
 
 
 class StateChange(msgspec.Struct, frozen=True, kw_only=True):

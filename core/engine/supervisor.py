@@ -122,7 +122,7 @@ class Supervisor:
         self._state = StateChange(status=EngineStatus(platform=launch.chosen.name))
         self._peers: dict[Peer, None] = {}  # frontends on the hub, told in the order they came
         self._frontends: dict[int, tuple[Child, RestartPolicy]] = {}  # by process id
-        self._greeted: set[int] = set()  # those of them that have said hello
+        self._connected: dict[int, int] = {}  # by process id: the engine that a frontend sends requests to
         self._planned_config = launch.config
         self._was_ready = False
         self._was_serving = False
@@ -240,7 +240,6 @@ class Supervisor:
                 self._state = msgspec.structs.replace(self._state, endpoint=endpoint, config=self._planned_config)
                 state = "draining" if self._draining else "ready"
                 self._announce(state=state, stage="", progress=1.0, message="")
-                self._check_serving()
                 if self._state.status.restarts:
                     log.info("the engine is ready again", restarts=self._state.status.restarts)
 
@@ -257,7 +256,7 @@ class Supervisor:
                 reason = await child.ended()
             finally:
                 del self._frontends[child.pid]
-                self._greeted.discard(child.pid)
+                self._connected.pop(child.pid, None)
                 await child.stop(0.0)
             if self._draining:
                 return
@@ -287,16 +286,18 @@ class Supervisor:
         while True:
             peer, message = await self._hub.receive()
             hello = decoder.decode(message)
-            self._peers[peer] = None
-            self._tell(peer)
+            if not hello.incarnation:
+                self._peers[peer] = None
+                self._tell(peer)
             if hello.pid in self._frontends:
                 self._frontends[hello.pid][1].ready()
-                self._greeted.add(hello.pid)
+                self._connected[hello.pid] = hello.incarnation
                 self._check_serving()
 
     def _check_serving(self) -> None:
-        everyone = len(self._greeted) == self._launch.api_server_count
-        if everyone and self._state.endpoint is not None and not self._was_serving:
+        """Say so once a request is answered whichever frontend it comes to."""
+        connected = sum(engine == self._state.incarnation for engine in self._connected.values())
+        if connected == self._launch.api_server_count and not self._was_serving:
             self._was_serving = True
             self._observer.serving()
 
