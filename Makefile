@@ -84,7 +84,7 @@ $(VENV)/.torch: $(VENV)/.python requirements/cpu.txt $(CONSTRAINTS)
 	@$(PIP) install -c $(CONSTRAINTS) -r requirements/cpu.txt
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.torch pyproject.toml requirements/common.txt $(NATIVE)
+$(VENV)/.core: $(VENV)/.torch pyproject.toml $(wildcard requirements/*.txt) $(NATIVE)
 	@echo "Installing core and building its native module"
 	@$(PIP) install -c $(CONSTRAINTS) --editable '.[cpu]'
 	@touch $@
