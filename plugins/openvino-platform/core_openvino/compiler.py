@@ -37,6 +37,7 @@ class CompiledProgram(Executable):
         graph = _Graph(bindings, ref(self._step))
         self._inputs, self._outputs = list(graph.parameters), list(graph.results)
         self._request = device.compile(graph.model()).create_infer_request()
+        self._step.compiled = True
 
     def run(self, num_tokens: int, num_seqs: int) -> None:
         """Any shape within the limits. Raises DeviceLost where OpenVINO fails."""
@@ -71,6 +72,7 @@ class _Step:
         self._bindings = bindings
         self._bound: dict[int, Any] = {}  # by Value.index
         self.shape = (0, 0)
+        self.compiled = False
         self.failure: Exception | None = None  # of a kernel, to be raised once OpenVINO is done
 
     def begin(self, num_tokens: int, num_seqs: int) -> None:

@@ -12,6 +12,8 @@ import openvino as ov
 class Host(Protocol):
     """What the operations of one model call."""
 
+    compiled: bool  # whether OpenVINO has made the model ready to run
+
     def call(self, index: int, inputs: Sequence[ov.Tensor], output: ov.Tensor) -> None:
         """Carry out the program's call `index` on the memory that OpenVINO planned; none of it may be kept."""
 
@@ -23,13 +25,15 @@ class HostOp(ov.Op):  # type: ignore[misc]  # OpenVINO ships no types
     that says nothing: OpenVINO orders operations by their data alone, so a write into the KV cache, which it does not
     see, gives one, and what reads the cache takes it as its last input.
 
-    The host is held weakly. OpenVINO never lets go of an operation that is written in Python, so whatever it held
-    would stay in memory for ever.
+    OpenVINO never lets go of an operation that is written in Python. So the host is held weakly, or it would stay in
+    memory for ever; and so the copy that OpenVINO asks of every operation in every step, to infer its shape, is one
+    that is used again.
     """
 
     def __init__(self, inputs: Sequence[ov.Output], index: int, host: ref[Host], width: int | None) -> None:
         super().__init__(self)
         self._index, self._host, self._width = index, host, width
+        self._copy: HostOp | None = None
         self.set_arguments(list(inputs))
         self.constructor_validate_and_infer_types()
 
@@ -42,8 +46,16 @@ class HostOp(ov.Op):  # type: ignore[misc]  # OpenVINO ships no types
             self.set_output_type(0, self.get_input_element_type(0), ov.PartialShape([rows, self._width]))
 
     def clone_with_new_inputs(self, new_inputs: Sequence[ov.Output]) -> HostOp:
-        """The same call on other inputs: compilers rebuild the graph."""
-        return HostOp(new_inputs, self._index, self._host, self._width)
+        """The same call on other inputs: a new operation while the model is being built, one and the same later."""
+        host = self._host()
+        if host is None or not host.compiled:
+            return HostOp(new_inputs, self._index, self._host, self._width)
+        if self._copy is None:
+            self._copy = HostOp(new_inputs, self._index, self._host, self._width)
+        else:
+            self._copy.set_arguments(list(new_inputs))
+            self._copy.validate_and_infer_types()
+        return self._copy
 
     def get_type_info(self) -> ov.DiscreteTypeInfo:
         """A name for the operation, which must not be one of OpenVINO's."""

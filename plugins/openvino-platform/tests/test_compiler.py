@@ -20,6 +20,7 @@ from core.types import DType
 from core_openvino.attention import PagedAttention
 from core_openvino.compiler import CompiledProgram
 from core_openvino.device import Device
+from core_openvino.host_op import HostOp
 
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 8, 4
 HIDDEN = 32
@@ -165,6 +166,19 @@ def test_nothing_stays_in_memory() -> None:
     gc.collect()
     assert step() is None
     assert not any(ref() is not None for ref in weights)
+
+
+def test_a_step_makes_no_operation_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO asks for a copy of each in every step: the same one, or memory would grow with every token."""
+    attention = PagedAttention()
+    bindings = bind(layer(), attention)
+    executable = compiled(bindings, attention)
+    run(bindings, executable)
+    made: list[int] = []
+    monkeypatch.setattr(HostOp, "__init__", lambda self, *arguments: made.append(1))
+    for _ in range(5):
+        run(bindings, executable)
+    assert made == []
 
 
 @pytest.mark.skipif(not DEVICE.has_bfloat16(), reason="this processor has no bfloat16: it is not claimed here")
