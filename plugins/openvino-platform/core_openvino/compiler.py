@@ -55,14 +55,14 @@ class CompiledProgram(Executable):
             self._request.set_output_tensor(index, as_openvino(self._step.tensor(value)))
 
     def _infer(self) -> None:
+        self._step.failure = None
         try:
             self._request.infer()
         except RuntimeError as error:
             tokens, seqs = self._step.shape
             raise DeviceLost(f"OpenVINO failed in a step of {tokens} tokens, {seqs} sequences: {error}") from error
-        failure, self._step.failure = self._step.failure, None
-        if failure is not None:
-            raise failure
+        if self._step.failure is not None:
+            raise self._step.failure
 
 
 class _Step:
