@@ -30,7 +30,7 @@ serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (A
 test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
 	@$(BIN)/python -m pytest -m "not plugins" $(ARGS)
 
-test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
+test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
 	@$(BIN)/python -m pytest tests/packaging/test_plugins.py -m plugins $(ARGS)
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
@@ -47,11 +47,12 @@ lint: $(VENV)/.core $(VENV)/.dev $(VENV)/.native-warnings  ## style, types, and 
 api-lock: $(VENV)/.python  ## renew tests/api.lock after API_VERSION was raised
 	@$(BIN)/python tests/support/api_lock.py
 
-docs: $(VENV)/.core  ## write the pages that are made from the source and from docs/reports
+docs: $(VENV)/.core $(VENV)/.dev  ## write the pages that are made from the source and from docs/reports
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python tests/conformance/documented.py
 	@$(BIN)/python docs/support.py
 
-support-matrix: $(VENV)/.core $(VENV)/.dev  ## run the conformance of every platform at hand, keep the reports, write docs/support.md
+support-matrix: $(VENV)/.core $(VENV)/.dev $(VENV)/.plugins  ## run the conformance of every platform at hand, keep the reports, write docs/support.md
 	@$(BIN)/python docs/support.py --run
 
 build: $(VENV)/.dev  ## make dist/*.tar.gz and dist/*.whl
@@ -95,6 +96,10 @@ $(VENV)/.demo: $(VENV)/.python requirements/demo.txt
 
 $(VENV)/.dev: $(VENV)/.python requirements/dev.txt $(CONSTRAINTS)
 	@$(PIP) install -c $(CONSTRAINTS) -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.plugins: $(VENV)/.python requirements/plugins.txt
+	@$(PIP) install --no-deps -r requirements/plugins.txt
 	@touch $@
 
 $(VENV)/.native-warnings: $(VENV)/.dev $(NATIVE)

@@ -56,7 +56,10 @@ def embedding_reference(token_ids: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def linear(x: Value, weight: Value, bias: Value | None = None, *, out_dtype: DType | None = None) -> Value:
-    """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N], in `out_dtype` or x's type."""
+    """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N], in `out_dtype` or x's type.
+
+    A product in a wider `out_dtype` may be rounded to x's type first, as the reference does, or not.
+    """
     if x.shape[-1] != weight.shape[1]:
         raise RecordingError(f"linear: {x!r} does not fit {weight!r}")
     shape = (*x.shape[:-1], weight.shape[0])

@@ -285,7 +285,9 @@ class Bindings:
     """Where a program's persistent values lie, and how its activations may.
 
     `handles` maps Value.index to a handle (a sequence of planes for a cache). `arena` is one uint8 handle that is
-    large enough for `limits`, and `offsets` places each activation in it, in bytes, by Value.index.
+    large enough for `limits`, and `offsets` places each activation in it, in bytes, by Value.index. Places are used
+    again once a value has been read for the last time, so they hold for calls in the program's order; who runs them in
+    another keeps activations elsewhere, and still attends after the layer's `kv_write`, which has no outputs.
     """
 
     program: OpProgram
@@ -306,6 +308,9 @@ class Executable(abc.ABC):
     @abc.abstractmethod
     def run(self, num_tokens: int, num_seqs: int) -> None:
         """Run one step on what lies in the input buffers. Where buckets are declared, the sizes are a bucket's."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing that their own end does not give back
+        """Give back what the device or a library holds for this program; called before its handles are freed."""
 
 
 # --- executors -----------------------------------------------------------------------------------------------
@@ -471,7 +476,8 @@ class Platform(abc.ABC):
     def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
         """Make the program executable for `bucket` (any shape within the limits if None).
 
-        None declines: the core then calls the kernels one by one.
+        Called once the weights are loaded and the KV cache is there: neither the weights nor the place of any handle
+        changes afterwards. None declines: the core then calls the kernels one by one.
         """
         del bindings, bucket
         return None

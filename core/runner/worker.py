@@ -242,7 +242,9 @@ class Worker:
         if self._blocks is not None:
             self._blocks.close()
             self._blocks = None
-        self._executables.clear()
+        executables, self._executables = self._executables, {}
+        for executable in executables.values():
+            executable.close()
         handles, self._handles = self._handles, {}
         for handle in handles.values():
             for plane in handle if isinstance(handle, tuple) else (handle,):

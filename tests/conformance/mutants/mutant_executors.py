@@ -54,6 +54,17 @@ class TicketsSwapped(_Executor):
         return output
 
 
+@wrong("step-leaks", "each step keeps some kilobytes of the host's memory", "executor.flat_memory")
+class StepLeaks(_Executor):
+    def __init__(self, platform: MutantPlatform, plan: Plan) -> None:
+        super().__init__(platform, plan)
+        self._kept: list[bytearray] = []
+
+    def submit(self, plan: StepPlan) -> Ticket:
+        self._kept.append(bytearray(b"x" * 6000))
+        return super().submit(plan)
+
+
 @wrong("abort-lost", "a released row goes on giving tokens", "executor.release")
 class AbortLost(_Executor):
     def __init__(self, platform: MutantPlatform, plan: Plan) -> None:
