@@ -58,7 +58,7 @@ support-matrix: $(VENV)/.core $(VENV)/.dev $(VENV)/.plugins  ## run the conforma
 build: $(VENV)/.dev  ## make dist/*.tar.gz and dist/*.whl
 	$(BIN)/python -m build
 
-bench: $(VENV)/.core $(VENV)/.demo  ## run every benchmark
+bench: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run every benchmark
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
 
 clean:  ## remove what was built, but not the virtual environment
