@@ -23,7 +23,8 @@ COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # be vectorised; neither changes a result. -Wno-psabi: vectors wider than the baseline's are never passed between tiers.
 KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 KERNEL_SOURCES = [
-    f"csrc/cpu/kernels/{name}.cpp" for name in ("attention", "kv_cache", "linear", "norm", "rope", "silu_mul", "tier")
+    f"csrc/cpu/kernels/{name}.cpp"
+    for name in ("attention", "kv_cache", "linear", "norm", "rope", "roofline", "silu_mul", "tier")
 ]
 MODULE_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bindings", "dispatch", "isa", "rows", "threads")]
 

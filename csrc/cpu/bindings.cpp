@@ -63,6 +63,19 @@ void py_paged_attention(uintptr_t query, int64_t query_stride, uintptr_t key_cac
   paged_attention(args);
 }
 
+uint32_t py_read_memory(uintptr_t data, int64_t bytes) {
+  require(bytes >= 0, "bytes", "must not be negative");
+  const auto* from = pointer<uint32_t>(data, "data");
+  const py::gil_scoped_release release;
+  return read_memory(from, bytes);
+}
+
+int64_t py_multiply(const std::string& dtype, int64_t rounds) {
+  const Element type = element(dtype, "dtype");
+  const py::gil_scoped_release release;
+  return multiply(type, rounds);
+}
+
 }  // namespace
 }  // namespace core::cpu
 
@@ -82,5 +95,7 @@ PYBIND11_MODULE(_native, module) {
              "block_tables"_a, "block_table_stride"_a, "query_start"_a, "seq_lens"_a, "out"_a, "out_stride"_a,
              "num_seqs"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "block_size"_a, "scale"_a, "window"_a,
              "dtype"_a, "cache_dtype"_a);
+  module.def("read_memory", &py_read_memory, "data"_a, "bytes"_a);
+  module.def("multiply", &py_multiply, "dtype"_a, "rounds"_a);
   bind_program(module);
 }

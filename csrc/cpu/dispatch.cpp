@@ -1,6 +1,7 @@
 #include "dispatch.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -99,6 +100,23 @@ void linear(const Linear& args, int64_t rows) {
                                   std::min(panel + context.panels_per_item, context.args.weight.panels())});
   };
   parallel_for((rows + rows_per_item - 1) / rows_per_item * context.panel_items, item, &context);
+}
+
+uint32_t read_memory(const void* from, int64_t bytes) {
+  constexpr int64_t item_words = int64_t{1} << 18;
+  std::atomic<uint32_t> seen{0};
+  const int64_t words = bytes / 4;
+  const auto* start = static_cast<const uint32_t*>(from);
+  for_rows((words + item_words - 1) / item_words, elements_per_item, [&](int64_t item, int64_t) {
+    seen |= kernels().read_words(start + item * item_words, std::min(item_words, words - item * item_words));
+  });
+  return seen;
+}
+
+int64_t multiply(Element type, int64_t rounds) {
+  std::atomic<int64_t> flops{0};
+  for_rows(num_threads(), elements_per_item, [&](int64_t, int64_t) { flops += kernels().multiply_words(type, rounds); });
+  return flops;
 }
 
 void norm(const Norm& args, int64_t rows) { by_rows(kernels().norm, args, rows, args.x.columns); }

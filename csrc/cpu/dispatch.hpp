@@ -14,6 +14,11 @@ void rope(const Rope& args, int64_t rows);
 // Throws std::invalid_argument where a sequence does not fit its row of the block table.
 void paged_attention(const PagedAttention& args);
 
+// For benchmarks: reads a buffer with all threads, and returns its words or-ed; multiplies with all threads, `rounds`
+// times in each, and returns how many FLOPs that were.
+uint32_t read_memory(const void* from, int64_t bytes);
+int64_t multiply(Element type, int64_t rounds);
+
 // What follows has one form for all tiers: it copies, or is scalar.
 
 // Throws std::invalid_argument for a token id outside of the table.

@@ -84,6 +84,14 @@ def paged_attention(
     many threads there are. It differs from tier to tier.
     """
 
+# --- what the machine can do, for benchmarks -----------------------------------------------------------------
+
+def read_memory(data: int, bytes: int) -> int:
+    """Read a buffer with all threads; its words or-ed."""
+
+def multiply(dtype: str, rounds: int) -> int:
+    """Multiply in registers, `rounds` times in each thread, by the tier's best instruction; FLOPs done in all."""
+
 # --- programs ------------------------------------------------------------------------------------------------
 
 class Rows(enum.Enum):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.defaults import TorchMemory, torch_dtype
+from core.defaults import TorchMemory, mapped, torch_dtype
 from core.platform import MemoryInfo
 from core.types import DType
 from platforms.cpu import _native
@@ -17,6 +17,11 @@ from platforms.cpu.operands import operand
 
 #: The element types that the kernels multiply.
 PACKED_TYPES = (DType.FLOAT32, DType.BFLOAT16)
+
+#: Bytes of the stretches that packed weights lie in, one after the other as they are read: few matrices of a small
+#: model fill a huge page, and each would end in pages of its own.
+_STRETCH = 64 << 20
+_LINE = 64  # of the cache
 
 
 class PackedWeight:
@@ -61,12 +66,23 @@ class CpuMemory(TorchMemory):
 
     def __init__(self, info: Callable[[], MemoryInfo]) -> None:
         super().__init__("cpu", info)
+        self._stretch: Tensor | None = None  # the newest; the weights in it hold the older ones
+        self._taken = 0  # bytes of it
 
     def _zeros(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
         if usage != "weights" or len(shape) != 2 or 0 in shape or dtype not in PACKED_TYPES:
             return super()._zeros(shape, dtype, usage)
-        size = _native.packed_bytes(dtype, *shape)
-        return PackedWeight((shape[0], shape[1]), dtype, super()._zeros((size,), DType.UINT8, usage))
+        return PackedWeight((shape[0], shape[1]), dtype, self._room(_native.packed_bytes(dtype, *shape)))
+
+    def _room(self, size: int) -> Tensor:
+        """Zeroed uint8 [size], behind the weight that was made before it."""
+        if size > _STRETCH:
+            return mapped(size)
+        if self._stretch is None or self._taken + size > _STRETCH:
+            self._stretch, self._taken = mapped(_STRETCH), 0
+        piece = self._stretch[self._taken : self._taken + size]
+        self._taken += -(-size // _LINE) * _LINE
+        return piece
 
     def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
         """Copy `data` into rows `row …`, converting the element type. Raises ValueError if it does not fit."""

@@ -159,6 +159,9 @@ struct Kernels {
   RowKernel<Norm> norm;
   RowKernel<SiluMul> silu_mul;
   RowKernel<Rope> rope;
+  // For benchmarks: reads words, and returns them all or-ed; multiplies in registers, and returns how many FLOPs it took.
+  uint32_t (*read_words)(const uint32_t* from, int64_t words) noexcept;
+  int64_t (*multiply_words)(Element type, int64_t rounds) noexcept;
 };
 
 namespace scalar {

@@ -3,7 +3,7 @@
 namespace core::cpu {
 namespace CORE_ISA {
 
-const Kernels kernels{kv_write, attend, linear, norm, silu_mul, rope};
+const Kernels kernels{kv_write, attend, linear, norm, silu_mul, rope, read_words, multiply_words};
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

@@ -12,6 +12,8 @@ void linear(const Linear& args, const LinearTile& tile) noexcept;
 void norm(const Norm& args, int64_t first_row, int64_t last_row) noexcept;
 void silu_mul(const SiluMul& args, int64_t first_row, int64_t last_row) noexcept;
 void rope(const Rope& args, int64_t first_row, int64_t last_row) noexcept;
+uint32_t read_words(const uint32_t* from, int64_t words) noexcept;
+int64_t multiply_words(Element type, int64_t rounds) noexcept;
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

@@ -1,0 +1,94 @@
+"""What this machine can do at most: `python benchmarks/roofline.py [THREADS]`.
+
+Read bandwidth over buffers of 8 to 1024 MiB, and the peak of the best instruction that the kernels multiply with, both
+by the engine's own threads. The other benchmarks hold their figures against these, measured in the same run. Median of
+5 runs with the slowest and the fastest. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.defaults import mapped
+from core.platform import PlatformContext
+from platforms._shared import host
+from platforms.cpu import _native, plugin
+
+RUNS = 5
+MIB = 1 << 20
+SIZES = [size * MIB for size in (8, 16, 32, 64, 96, 128, 256, 512, 1024)]
+_READ_AT_LEAST = 256 * MIB  # in a run: small buffers several times
+_ROUNDS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Something per second: the median of the runs, the slowest and the fastest."""
+
+    median: float
+    least: float
+    most: float
+
+    def show(self, unit: float) -> str:
+        """In `unit`s, with the spread."""
+        return f"{self.median / unit:.1f} ({self.least / unit:.1f} to {self.most / unit:.1f})"
+
+
+def rate(run: Callable[[], float]) -> Rate:
+    """`run` returns how much it did."""
+    run()
+    rates = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        done = run()
+        rates.append(done / (time.perf_counter() - start))
+    return Rate(statistics.median(rates), min(rates), max(rates))
+
+
+def read_bandwidth(size: int) -> Rate:
+    """Bytes a second, reading a buffer of `size` bytes front to back; it lies in huge pages, as weights do."""
+    buffer = mapped(size).fill_(1)
+    repeats = max(1, _READ_AT_LEAST // size)
+
+    def run() -> float:
+        for _ in range(repeats):
+            _native.read_memory(buffer.data_ptr(), size)
+        return repeats * size
+
+    return rate(run)
+
+
+def peak(dtype: str) -> Rate:
+    """FLOP/s with everything in registers."""
+    return rate(lambda: _native.multiply(dtype, _ROUNDS))
+
+
+def start() -> None:
+    """Make the platform as the engine does: that sets the threads."""
+    options = {"threads": sys.argv[1]} if len(sys.argv) > 1 else {}
+    plugin.create_platform(PlatformContext(options=options))
+
+
+def machine() -> str:
+    """One line: processor, system, threads, tier."""
+    threads = f"{_native.num_threads()} threads of {host.usable_cores()} cores"
+    return f"{host.processor().model}, {platform.system()} {platform.release()}, {threads}, {_native.isa()} kernels"
+
+
+def main() -> None:
+    start()
+    print(f"{machine()}\n\n| read, MiB | GB/s |\n|---|---|")
+    for size in SIZES:
+        print(f"| {size // MIB} | {read_bandwidth(size).show(1e9)} |")
+    print("\n| products | GFLOP/s |\n|---|---|")
+    for dtype in ("float32", "bfloat16"):
+        print(f"| {dtype} | {peak(dtype).show(1e9)} |")
+
+
+if __name__ == "__main__":
+    main()
