@@ -19,13 +19,14 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
     state = request.app[STATE]
     started = time.monotonic()
     status = CLIENT_LEFT  # which cancels the handler
-    with state.running():
+    api = is_api(request)
+    with state.running(api=api):
         try:
             response = await handler(request)
             status = response.status
             return response
         finally:
-            if state.options.log_requests and is_api(request):
+            if state.options.log_requests and api:
                 _log(request, status, time.monotonic() - started)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from typing import TypeVar
@@ -12,33 +13,43 @@ from aiohttp import web
 from core.errors import InvalidRequest
 from core.server.errors import IGNORED_FIELDS, log
 from core.server.generation import Generation
-from core.server.protocol import GenerationRequest, parse
+from core.server.protocol import GenerationRequest, Request, parse
 from core.server.state import STATE, ServerState
 from core.types import EngineRequest, SamplingParams
 
 #: Characters beyond which prompts are tokenized beside the event loop, so that the streams that run do not wait.
 _LONG_PROMPTS = 16_384
 
-_Request = TypeVar("_Request", bound=GenerationRequest)
+_Request = TypeVar("_Request", bound=Request)
 
 
 async def read(request: web.Request, kind: type[_Request]) -> _Request:
     """The parsed body. Raises InvalidRequest, NotFound, NotReady; a body that is too long, HTTP 413."""
     state = request.app[STATE]
-    limit = state.options.max_body_bytes
-    if request.content_length is not None and request.content_length > limit:
-        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
-    try:
-        content = await request.read()
-    except web.RequestPayloadError as error:
-        raise InvalidRequest(f"the body could not be read: {error}") from error
-    body, ignored = parse(content, kind, state.options.unknown_fields)
+    body, ignored = parse(await read_bytes(request), kind, state.options.unknown_fields)
     if ignored and state.options.unknown_fields == "warn":
         log.warning("unknown request fields ignored", fields=[name[:64] for name in ignored[:20]])
     request[IGNORED_FIELDS] = ignored
     state.check_model(body.model)
     state.check_ready()
     return body
+
+
+async def read_bytes(request: web.Request) -> bytes:
+    """The body as it came; again where it was read before. Raises InvalidRequest, HTTP 413."""
+    limit = request.app[STATE].options.max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
+    try:
+        return await request.read()
+    except web.RequestPayloadError as error:
+        raise InvalidRequest(f"the body could not be read: {error}") from error
+
+
+async def tokens(state: ServerState, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
+    """The tokens of a text that only is to be counted or shown, be it longer than the context."""
+    encode = functools.partial(state.tokenizer.encode, text, add_special_tokens=add_special_tokens, param=field)
+    return await asyncio.to_thread(encode) if len(text) > _LONG_PROMPTS else encode()
 
 
 async def admit(

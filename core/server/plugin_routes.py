@@ -15,9 +15,14 @@ from core.server.state import ServerState
 HANDLERS: web.AppKey[frozenset[Handler]] = web.AppKey("plugin_handlers", frozenset)
 
 
+#: The core's own routes outside of /v1 that read what clients send; their names are vLLM's.
+_API_PATHS = frozenset({"/tokenize", "/detokenize", "/invocations"})
+
+
 def is_api(request: web.Request) -> bool:
     """Whether this is what the server is for, and no operator's question."""
-    return request.path.startswith("/v1/") or request.match_info.handler in request.app[HANDLERS]
+    own = request.path.startswith("/v1/") or request.path in _API_PATHS
+    return own or request.match_info.handler in request.app[HANDLERS]
 
 
 def add_plugin_routes(app: web.Application, state: ServerState, extensions: Iterable[Extension]) -> None:

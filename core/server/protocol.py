@@ -43,10 +43,15 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     include_obfuscation: bool = False  # OpenAI pads its chunks against eavesdroppers; ours never are
 
 
-class GenerationRequest(msgspec.Struct, kw_only=True):
-    """Fields that completions and chat completions share. None: the model's own default, else OpenAI's."""
+class Request(msgspec.Struct, kw_only=True):
+    """What every request says: which model it is for. None: the one that is served."""
 
     model: str | None = None
+
+
+class GenerationRequest(Request, kw_only=True):
+    """Fields that completions and chat completions share. None: the model's own default, else OpenAI's."""
+
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -251,30 +256,40 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 #: How alike an unknown name and a known one must be for the former to be a misspelling (0 … 1, difflib's ratio).
 _MISSPELT = 0.8
 
-_Request = TypeVar("_Request", bound=GenerationRequest)
+_Request = TypeVar("_Request", bound=Request)
+_Kind = TypeVar("_Kind")
 
 
 def parse(body: bytes, kind: type[_Request], unknown: UnknownFields) -> tuple[_Request, list[str]]:
     """The request in `body`, and the names of its fields that are ignored. Raises InvalidRequest."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise validation_error(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise explain(body, error) from error
+    fields = fields_of(body)
+    request = _decode(body, kind)
     _refuse_unsupported(fields, kind)
     return request, _ignored(fields, kind, unknown)
 
 
-def _refuse_unsupported(fields: Mapping[str, msgspec.Raw], kind: type[GenerationRequest]) -> None:
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body, not looked into. Raises InvalidRequest."""
+    return _decode(body, dict[str, msgspec.Raw])
+
+
+def _decode(body: bytes, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise validation_error(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise explain(body, error) from error
+
+
+def _refuse_unsupported(fields: Mapping[str, msgspec.Raw], kind: type[Request]) -> None:
     for name in fields.keys() & _UNSUPPORTED.keys() - set(kind.__struct_fields__):
         value = msgspec.json.decode(fields[name])
         if value is not None and value not in _UNSUPPORTED[name]:
             raise _unsupported(name, "this version does not implement it; leave the field out")
 
 
-def _ignored(fields: Mapping[str, msgspec.Raw], kind: type[GenerationRequest], mode: UnknownFields) -> list[str]:
+def _ignored(fields: Mapping[str, msgspec.Raw], kind: type[Request], mode: UnknownFields) -> list[str]:
     """The unknown fields, in the order given. Raises InvalidRequest where the mode says so."""
     known = {*kind.__struct_fields__, *_HARMLESS, *_UNSUPPORTED}
     unknown = [name for name in fields if name not in known]

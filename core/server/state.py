@@ -35,6 +35,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self._running = 0
+        self.load = 0  # of them, requests to the API: what operators ask is none
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -54,14 +55,16 @@ class ServerState:
         return f"core-{core.__version__}-{self.client.config.model.fingerprint[:8]}"
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *, api: bool) -> Iterator[None]:
         """A request runs inside."""
         self._running += 1
+        self.load += api
         self._idle.clear()
         try:
             yield
         finally:
             self._running -= 1
+            self.load -= api
             if not self._running:
                 self._idle.set()
 

@@ -41,7 +41,8 @@ class Client:
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        self.sdk = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        headers = {"Connection": "close"}  # nobody closes the client, so no connection may outlive its answer
+        self.sdk = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, default_headers=headers)
 
     def ask(self, answer: str, **fields: Any) -> Message:
         """Content, reasoning, calls and finish reason of what comes when the model writes `answer`."""

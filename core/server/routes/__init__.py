@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from core.server.routes import chat, completions, health, models
+from core.server.routes import chat, completions, health, invocations, models, tokens
 
-ROUTES = [*models.ROUTES, *completions.ROUTES, *chat.ROUTES, *health.ROUTES]
+ROUTES = [*models.ROUTES, *completions.ROUTES, *chat.ROUTES, *tokens.ROUTES, *invocations.ROUTES, *health.ROUTES]

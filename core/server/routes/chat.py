@@ -27,7 +27,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     request[IGNORED_FIELDS].extend(unenforced(tools))
     if special_tokens := state.parsers.need_special_tokens(tools=bool(tools)):
         params = msgspec.structs.replace(params, skip_special_tokens=False)
-    context = _context(state, body, tools)
+    context = chat_context(state, body, tools)
     generation = await admit(
         state,
         body,
@@ -46,7 +46,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     return await answer(request, body, generation, form)
 
 
-def _context(state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...]) -> ParserContext:
+def chat_context(state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...]) -> ParserContext:
     """The prompt, and what else the answer's parsers may know."""
     if not state.tokenizer.has_chat_template:
         message = "messages: this model has no chat template; use /v1/completions, or start with --chat-template FILE"

@@ -56,11 +56,16 @@ async def version(request: web.Request) -> web.Response:
     return _json({"version": core.__version__})
 
 
+async def load(request: web.Request) -> web.Response:
+    """How many API requests this frontend has in hand, for balancers that send the next one where they are fewest."""
+    return _json({"server_load": request.app[STATE].load})
+
+
 async def index(request: web.Request) -> web.Response:
     """What is here, for people who open the address in a browser."""
     state = request.app[STATE]
-    endpoints = ["/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/livez", "/readyz", "/metrics"]
-    return _json({"core": core.__version__, "model": state.model, "endpoints": [*endpoints, "/version"]})
+    paths = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
+    return _json({"core": core.__version__, "model": state.model, "endpoints": sorted(paths - {"/"})})
 
 
 def _json(body: object, status: int = 200) -> web.Response:
@@ -70,8 +75,11 @@ def _json(body: object, status: int = 200) -> web.Response:
 ROUTES = [
     web.get("/", index),
     web.get("/health", ready),
+    web.get("/ping", ready),  # SageMaker's
+    web.post("/ping", ready),
     web.get("/livez", live),
     web.get("/readyz", ready),
     web.get("/metrics", metrics),
+    web.get("/load", load),
     web.get("/version", version),
 ]
