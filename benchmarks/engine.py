@@ -42,7 +42,7 @@ class Clock:
             self.seconds += time.perf_counter() - start
             self.steps += 1
 
-        NativeExecutable.run = timed  # type: ignore[method-assign]
+        NativeExecutable.run = timed  # type: ignore[method-assign, assignment]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What this machine can do at most: `python benchmarks/roofline.py [THREADS]`.
+"""What this machine can do at most: `python benchmarks/roofline.py`.
 
 Read bandwidth over buffers of 8 to 1024 MiB, and the peak of the best instruction that the kernels multiply with, both
 by the engine's own threads. The other benchmarks hold their figures against these, measured in the same run. Median of
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
-from core.defaults import mapped
-from core.platform import PlatformContext
+from core.platform import Platform, PlatformContext
+from core.types import DType
 from platforms._shared import host
 from platforms.cpu import _native, plugin
 
@@ -52,7 +52,9 @@ def rate(run: Callable[[], float]) -> Rate:
 
 def read_bandwidth(size: int) -> Rate:
     """Bytes a second, reading a buffer of `size` bytes front to back; it lies in huge pages, as weights do."""
-    buffer = mapped(size).fill_(1)
+    memory = _platform().memory()
+    buffer = memory.alloc((size,), DType.UINT8, "inputs")
+    buffer.fill_(1)
     repeats = max(1, _READ_AT_LEAST // size)
 
     def run() -> float:
@@ -60,7 +62,9 @@ def read_bandwidth(size: int) -> Rate:
             _native.read_memory(buffer.data_ptr(), size)
         return repeats * size
 
-    return rate(run)
+    found = rate(run)
+    memory.free(buffer)
+    return found
 
 
 def peak(dtype: str) -> Rate:
@@ -68,10 +72,10 @@ def peak(dtype: str) -> Rate:
     return rate(lambda: _native.multiply(dtype, _ROUNDS))
 
 
-def start() -> None:
-    """Make the platform as the engine does: that sets the threads."""
-    options = {"threads": sys.argv[1]} if len(sys.argv) > 1 else {}
-    plugin.create_platform(PlatformContext(options=options))
+@cache
+def _platform() -> Platform:
+    """The platform as the engine makes it, which sets the threads."""
+    return plugin.create_platform(PlatformContext())
 
 
 def machine() -> str:
@@ -81,7 +85,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    start()
+    _platform()
     print(f"{machine()}\n\n| read, MiB | GB/s |\n|---|---|")
     for size in SIZES:
         print(f"| {size // MIB} | {read_bandwidth(size).show(1e9)} |")

@@ -86,7 +86,7 @@ class TorchMemory(MemoryBackend):
         del usage
         size = math.prod(shape) * dtype.itemsize
         if self._device.type == "cpu" and size >= _MAPPED_FROM:
-            return mapped(size).view(torch_dtype(dtype)).view(shape)
+            return _mapped(size).view(torch_dtype(dtype)).view(shape)
         return torch.zeros(shape, dtype=torch_dtype(dtype), device=self._device)
 
     def free(self, handle: Any) -> None:
@@ -114,7 +114,7 @@ class TorchMemory(MemoryBackend):
         return totals
 
 
-def mapped(size: int) -> Tensor:
+def _mapped(size: int) -> Tensor:
     """A uint8 tensor [size] over anonymous memory, which goes when the tensor goes."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.defaults import TorchMemory, mapped, torch_dtype
+from core.defaults import TorchMemory, torch_dtype
 from core.platform import MemoryInfo
 from core.types import DType
 from platforms.cpu import _native
@@ -77,12 +77,16 @@ class CpuMemory(TorchMemory):
     def _room(self, size: int) -> Tensor:
         """Zeroed uint8 [size], behind the weight that was made before it."""
         if size > _STRETCH:
-            return mapped(size)
+            return self._bytes(size)
         if self._stretch is None or self._taken + size > _STRETCH:
-            self._stretch, self._taken = mapped(_STRETCH), 0
+            self._stretch, self._taken = self._bytes(_STRETCH), 0
         piece = self._stretch[self._taken : self._taken + size]
         self._taken += -(-size // _LINE) * _LINE
         return piece
+
+    def _bytes(self, size: int) -> Tensor:
+        memory: Tensor = super()._zeros((size,), DType.UINT8, "weights")
+        return memory
 
     def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
         """Copy `data` into rows `row …`, converting the element type. Raises ValueError if it does not fit."""
