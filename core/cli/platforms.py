@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a row for each plugin. Returns 0 if a platform can be used, else 1."""
+    """Print a row for each plugin. Returns 0 if a platform can be used without being named, else 1."""
     candidates = probe_all(discover(), lambda name: {})
     if args.json:
         print(json.dumps([_described(candidate) for candidate in candidates], indent=2))
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         if args.verbose:
             for candidate in candidates:
                 console.print(_details(candidate))
-    return 0 if any(candidate.state == "AVAILABLE" for candidate in candidates) else 1
+    return 0 if any(one.state == "AVAILABLE" and not one.experimental for one in candidates) else 1
 
 
 def _table(candidates: list[Candidate]) -> Table:
