@@ -16,7 +16,7 @@ import tiny_models
 from core.weights.source import default_model
 
 # What several folders' tests are made of: its asserts shall explain themselves as well.
-pytest.register_assert_rewrite("openai_sdk", "plain_http", "real_server")
+pytest.register_assert_rewrite("anthropic_sdk", "openai_sdk", "plain_http", "real_server")
 
 PLATFORMS = Path(__file__).parent / "platforms"
 

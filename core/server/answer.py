@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,7 +16,7 @@ from core.server.errors import REQUEST_ID
 from core.server.generation import GENERATION, Batch, Generation, joined
 from core.server.protocol import GenerationRequest, StreamOptions
 from core.server.responses import Response
-from core.server.sse import ChunkWriter
+from core.server.sse import ChunkWriter, EventStream
 
 
 class ChoiceFormat(abc.ABC):
@@ -50,19 +50,25 @@ async def answer(
     return await _whole(generation, form)
 
 
-async def _whole(generation: Generation, form: ChoiceFormat) -> web.Response:
+async def collected(generation: Generation) -> list[ChoiceDelta]:
+    """Run the request: its choices, each in one."""
     parts: list[list[ChoiceDelta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.batches()) as batches:
         async for batch in batches:
             for index, delta in batch.items():
                 parts[index].append(delta)
+    return [joined(deltas) for deltas in parts]
+
+
+async def _whole(generation: Generation, form: ChoiceFormat) -> web.Response:
+    choices = await collected(generation)
     response = Response(
         id=generation.id,
         object=form.whole_object,
         created=generation.created,
         model=generation.state.model,
         system_fingerprint=generation.state.fingerprint,
-        choices=[form.whole(index, joined(deltas)) for index, deltas in enumerate(parts)],
+        choices=[form.whole(index, choice) for index, choice in enumerate(choices)],
         usage=generation.usage(),
     )
     return web.Response(body=msgspec.json.encode(response), content_type="application/json")
@@ -71,7 +77,6 @@ async def _whole(generation: Generation, form: ChoiceFormat) -> web.Response:
 async def _stream(
     request: web.Request, options: StreamOptions, generation: Generation, form: ChoiceFormat
 ) -> web.StreamResponse:
-    """The stream begins with the first token, so that what fails before it still gets a status of its own."""
     head = {
         "id": generation.id,
         "object": form.chunk_object,
@@ -81,15 +86,30 @@ async def _stream(
     }
     writer = ChunkWriter(head, usage_key=options.include_usage)
     events = _Events(writer, generation, form, options)
+    return await stream(
+        request, generation, writer, events.of, lambda: [writer.usage(generation.usage())] * options.include_usage
+    )
+
+
+async def stream(
+    request: web.Request,
+    generation: Generation,
+    writer: EventStream,
+    events: Callable[[Batch], Iterable[bytes]],
+    ending: Callable[[], list[bytes]],
+) -> web.StreamResponse:
+    """Run the request, and write what it brings, then the `ending`.
+
+    The stream begins with the first token, so that what fails before it still gets a status of its own.
+    """
     async with aclosing(generation.batches()) as batches:
         first = await anext(batches)
         await writer.open(request)
         try:
-            await writer.write(list(events.of(first)))
+            await writer.write(list(events(first)))
             async for batch in batches:
-                await writer.write(list(events.of(batch)))
-            if options.include_usage:
-                await writer.write([writer.usage(generation.usage())])
+                await writer.write(list(events(batch)))
+            await writer.write(ending())
             return await writer.close()
         except ConnectionError:
             raise

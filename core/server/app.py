@@ -17,7 +17,7 @@ from core.engine.client import EngineClient, RemoteEngineClient
 from core.logs import get_logger
 from core.metrics import make_metrics
 from core.server.access import access_middleware
-from core.server.errors import Handler, add_headers, errors_middleware, unauthorized
+from core.server.errors import Handler, add_headers, errors_middleware, is_messages, unauthorized
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.plugin_routes import add_plugin_routes, is_api
@@ -55,13 +55,15 @@ async def _close_metrics(app: web.Application) -> None:
 
 @web.middleware
 async def _authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Where there are keys, /v1 and plugins' routes want one of them as a bearer token (RFC 6750)."""
+    """Where there are keys, /v1 and plugins' routes want one of them as a bearer token (RFC 6750), or as Anthropic's do."""
     keys = request.app[STATE].options.api_key
     if keys and is_api(request):
-        given = request.headers.get("Authorization", "").encode()
+        given = request.headers.get("Authorization", "")
+        if is_messages(request) and "x-api-key" in request.headers:
+            given = f"Bearer {request.headers['x-api-key']}"
         # Every key is compared, whichever matches: the time taken tells nothing.
-        if not any([hmac.compare_digest(given, b"Bearer " + key.encode()) for key in keys]):
-            return unauthorized()
+        if not any([hmac.compare_digest(given.encode(), b"Bearer " + key.encode()) for key in keys]):
+            return unauthorized(request)
     return await handler(request)
 
 

@@ -47,21 +47,22 @@ class ChatFormat(ChoiceFormat):
 
     def chunks(self, index: int, delta: ChoiceDelta) -> list[ChatChunkChoice]:
         """One for each event. The last of a choice has its finish reason; logprobs go with the first of their delta."""
-        chunks = [ChatChunkChoice(index, _piece(event), None, None, None) for event in self._events(index, delta)]
+        chunks = [ChatChunkChoice(index, _piece(event), None, None, None) for event in self.events(index, delta)]
         if not chunks and (delta.logprobs or delta.finish_reason is not None):
             chunks = [ChatChunkChoice(index, ChatPiece(), None, None, None)]
         if chunks:
             chunks[0].logprobs = self._logprobs(delta)
-            chunks[-1].finish_reason, chunks[-1].stop_reason = self._finish_reason(index, delta), delta.stop_reason
+            chunks[-1].finish_reason, chunks[-1].stop_reason = self.finish_reason(index, delta), delta.stop_reason
         return chunks
 
     def whole(self, index: int, delta: ChoiceDelta) -> ChatChoice:
         """The message."""
-        message = _message(self._events(index, delta))
-        reason = self._finish_reason(index, delta)
+        message = _message(self.events(index, delta))
+        reason = self.finish_reason(index, delta)
         return ChatChoice(index, message, self._logprobs(delta), reason, delta.stop_reason)
 
-    def _events(self, index: int, delta: ChoiceDelta) -> list[Event]:
+    def events(self, index: int, delta: ChoiceDelta) -> list[Event]:
+        """What a delta brings, as the choice's parser has it."""
         if index not in self._parsers:
             self._parsers[index] = self._new_parser()
         parser = self._parsers[index]
@@ -78,7 +79,8 @@ class ChatFormat(ChoiceFormat):
             return delta.text
         return delta.text.removesuffix(self._tokenizer.token_text(delta.token_ids[-1]))
 
-    def _finish_reason(self, index: int, delta: ChoiceDelta) -> ChatFinishReason | None:
+    def finish_reason(self, index: int, delta: ChoiceDelta) -> ChatFinishReason | None:
+        """Why the choice ended, after its events were taken."""
         called = delta.finish_reason == "stop" and self._parsers[index].called
         return "tool_calls" if called else delta.finish_reason
 

@@ -50,6 +50,35 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
+class MessageErrorDetail(msgspec.Struct):
+    """Anthropic's error object. The message begins with the field's path, for which it has no key."""
+
+    type: str
+    message: str
+
+
+class MessageError(msgspec.Struct, tag="error"):
+    """Anthropic's error response, and the event that ends a stream in one."""
+
+    error: MessageErrorDetail
+    request_id: str
+
+
+_MESSAGE_ERRORS = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+                   408: "timeout_error", 429: "rate_limit_error", 503: "overloaded_error"}  # fmt: skip
+
+
+def is_messages(request: web.Request) -> bool:
+    """Whether the path is of Anthropic's API, whose errors and keys are its own."""
+    return request.path == "/v1/messages" or request.path.startswith("/v1/messages/")
+
+
+def message_error(status: int, body: ErrorBody, request_id: str) -> MessageError:
+    """An error in Anthropic's shape."""
+    kind = _MESSAGE_ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return MessageError(MessageErrorDetail(kind, body.error.message), request_id)
+
+
 def describe(error: Exception, request_id: str) -> tuple[int, ErrorBody]:
     """Status and body for an exception; one that is nobody's fault but ours is logged with its traceback."""
     if isinstance(error, RequestError):
@@ -65,15 +94,15 @@ def describe(error: Exception, request_id: str) -> tuple[int, ErrorBody]:
     return 500, ErrorBody(ErrorDetail(message, "server_error", None, "internal_error"))
 
 
-def error_response(error: Exception, request_id: str) -> web.Response:
+def error_response(error: Exception, request: web.Request) -> web.Response:
     """The HTTP answer for an exception."""
-    status, body = describe(error, request_id)
+    status, body = describe(error, request[REQUEST_ID])
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif status == 503:
         headers["Retry-After"] = "1"
-    return _json(status, body, headers)
+    return _json(request, status, body, headers)
 
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
@@ -89,11 +118,13 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
         message, code = error.text or error.reason, "http_error"
     allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     kind = "not_found_error" if error.status == 404 else "invalid_request_error"
-    return _json(error.status, ErrorBody(ErrorDetail(message, kind, None, code)), allow)
+    return _json(request, error.status, ErrorBody(ErrorDetail(message, kind, None, code)), allow)
 
 
-def _json(status: int, body: ErrorBody, headers: dict[str, str]) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
+def _json(request: web.Request, status: int, body: ErrorBody, headers: dict[str, str]) -> web.Response:
+    shaped = message_error(status, body, request[REQUEST_ID]) if is_messages(request) else body
+    content = msgspec.json.encode(shaped)
+    return web.Response(status=status, body=content, headers=headers, content_type="application/json")
 
 
 @web.middleware
@@ -116,21 +147,24 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     except Exception as error:
         if request.writer.output_size > 0 and request.transport is not None:
             request.transport.abort()  # part of an answer is out: its client must not take it for the whole
-        return error_response(error, request[REQUEST_ID])
+        return error_response(error, request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The headers that every answer carries, streams included."""
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+        if is_messages(request):
+            response.headers["request-id"] = request[REQUEST_ID]
     if ignored := request.get(IGNORED_FIELDS):
         names = [quote(name[:64], safe="") for name in ignored[:_MOST_NAMED]]
         more = [f"+{len(ignored) - _MOST_NAMED}"] if len(ignored) > _MOST_NAMED else []
         response.headers["x-core-ignored-fields"] = ", ".join(names + more)
 
 
-def unauthorized() -> web.Response:
+def unauthorized(request: web.Request) -> web.Response:
     """The answer to a missing or wrong API key."""
-    message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+    other = " or `x-api-key: KEY`" if is_messages(request) else ""
+    message = f"the API key is missing or wrong; send it as `Authorization: Bearer KEY`{other}"
     detail = ErrorDetail(message, "authentication_error", None, "invalid_api_key")
-    return _json(401, ErrorBody(detail), {"WWW-Authenticate": "Bearer"})
+    return _json(request, 401, ErrorBody(detail), {"WWW-Authenticate": "Bearer"})

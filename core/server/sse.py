@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from core.server.errors import describe
+from core.server.errors import describe, message_error
 
 _encoder = msgspec.json.Encoder()
 _HEADERS = {
@@ -18,17 +19,51 @@ _HEADERS = {
 _DONE = b"data: [DONE]\n\n"
 
 
-class ChunkWriter:
-    """Writes chunks of one answer: everything that does not change between them is encoded once."""
+class EventStream(abc.ABC):
+    """One answer as events."""
 
-    def __init__(self, head: dict[str, object], *, usage_key: bool) -> None:
-        self._head = b"data: " + _encoder.encode(head)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if usage_key else b"]}\n\n"
+    def __init__(self) -> None:
         self._response = web.StreamResponse(headers=_HEADERS)
 
     async def open(self, request: web.Request) -> None:
         """Send the headers; errors are events from here on."""
         await self._response.prepare(request)
+
+    async def write(self, events: list[bytes]) -> None:
+        """Send events, if there are any, in one write; waits while the client does not read."""
+        if events:
+            await self._response.write(b"".join(events))
+
+    async def close(self) -> web.StreamResponse:
+        """End the stream."""
+        await self._response.write_eof()
+        return self._response
+
+    @abc.abstractmethod
+    async def fail(self, error: Exception, request_id: str) -> web.StreamResponse:
+        """End the stream with an error: the status line has long gone out."""
+
+
+class NamedEvents(EventStream):
+    """Events that have their data's `type` for a name, as Anthropic's do. Nothing but the last one's type ends them."""
+
+    @staticmethod
+    def event(data: msgspec.Struct) -> bytes:
+        """A tagged struct as an event."""
+        return b"event: %s\ndata: %s\n\n" % (str(data.__struct_config__.tag).encode(), _encoder.encode(data))
+
+    async def fail(self, error: Exception, request_id: str) -> web.StreamResponse:
+        await self.write([self.event(message_error(*describe(error, request_id), request_id))])
+        return await self.close()
+
+
+class ChunkWriter(EventStream):
+    """Writes chunks of one answer: everything that does not change between them is encoded once."""
+
+    def __init__(self, head: dict[str, object], *, usage_key: bool) -> None:
+        super().__init__()
+        self._head = b"data: " + _encoder.encode(head)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if usage_key else b"]}\n\n"
 
     def chunk(self, choice: Any, usage: Any | None = None) -> bytes:
         """One choice's piece as an event, with `usage` so far where the client asked for it every time."""
@@ -39,19 +74,12 @@ class ChunkWriter:
         """The last chunk, which has counts and no choices."""
         return self._head + b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
 
-    async def write(self, events: list[bytes]) -> None:
-        """Send events, if there are any, in one write; waits while the client does not read."""
-        if events:
-            await self._response.write(b"".join(events))
-
     async def close(self) -> web.StreamResponse:
         """End the stream."""
         await self._response.write(_DONE)
-        await self._response.write_eof()
-        return self._response
+        return await super().close()
 
     async def fail(self, error: Exception, request_id: str) -> web.StreamResponse:
-        """End the stream with an error: the status line has long gone out."""
         _, body = describe(error, request_id)
         await self._response.write(b"data: " + _encoder.encode(body) + b"\n\n")
         return await self.close()

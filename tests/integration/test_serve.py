@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from anthropic_sdk import AnthropicSDK
 from openai_sdk import OpenAISDK
 from real_server import CORE, RealServer, events, until
 
@@ -22,6 +23,12 @@ class TestOpenAISDK(OpenAISDK):
     @pytest.fixture
     def base_url(self, demo_server: RealServer) -> str:
         return f"{demo_server.url}/v1"
+
+
+class TestAnthropicSDK(AnthropicSDK):
+    @pytest.fixture
+    def root_url(self, demo_server: RealServer) -> str:
+        return demo_server.url
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

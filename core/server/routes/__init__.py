@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from core.server.routes import chat, completions, health, invocations, models, tokens
+from core.server.routes import chat, completions, health, invocations, messages, models, tokens
 
-ROUTES = [*models.ROUTES, *completions.ROUTES, *chat.ROUTES, *tokens.ROUTES, *invocations.ROUTES, *health.ROUTES]
+ROUTES = [
+    *models.ROUTES,
+    *completions.ROUTES,
+    *chat.ROUTES,
+    *messages.ROUTES,
+    *tokens.ROUTES,
+    *invocations.ROUTES,
+    *health.ROUTES,
+]

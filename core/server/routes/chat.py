@@ -12,6 +12,7 @@ from core.server.admission import admit, read
 from core.server.answer import answer
 from core.server.chat_format import ChatFormat
 from core.server.errors import IGNORED_FIELDS
+from core.server.generation import Generation
 from core.server.parsers import ParserContext
 from core.server.protocol import ChatRequest
 from core.server.state import STATE, ServerState
@@ -22,9 +23,17 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
     body = await read(request, ChatRequest)
     state = request.app[STATE]
-    params = body.sampling(state.client.config.model.default_sampling)
     tools = callable_tools(body.tools, body.tool_choice, has_parser=state.parsers.tools is not None)
     request[IGNORED_FIELDS].extend(unenforced(tools))
+    generation, form = await admit_chat(state, body, tools, prefix="chatcmpl")
+    return await answer(request, body, generation, form)
+
+
+async def admit_chat(
+    state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...], *, prefix: str
+) -> tuple[Generation, ChatFormat]:
+    """A conversation on its way, and what reads its answer. Raises InvalidRequest."""
+    params = body.sampling(state.client.config.model.default_sampling)
     if special_tokens := state.parsers.need_special_tokens(tools=bool(tools)):
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     context = chat_context(state, body, tools)
@@ -33,7 +42,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
         body,
         [context.prompt],
         params,
-        prefix="chatcmpl",
+        prefix=prefix,
         add_special_tokens=body.add_special_tokens is True,  # templates write their own
         field="messages",
     )
@@ -43,7 +52,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
         lambda: state.parsers.for_choice(context, parallel=parallel),
         special_tokens=special_tokens,
     )
-    return await answer(request, body, generation, form)
+    return generation, form
 
 
 def chat_context(state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...]) -> ParserContext:
