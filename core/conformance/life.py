@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from core.conformance.failures import Broken
 from core.conformance.limits import Stage
@@ -119,43 +119,79 @@ def _nothing(what: str, fraction: float) -> None:
 
 @dataclass(frozen=True)
 class Holdings:
-    """Threads, child processes and open files of this process."""
+    """Threads, child processes and open files of this process, by their numbers."""
 
-    threads: int
-    children: int
-    files: int
+    threads: frozenset[str]
+    children: frozenset[str]
+    files: frozenset[str]
 
     @classmethod
     def now(cls) -> Holdings:
-        """Count them."""
+        """Those that there are."""
         tasks = os.listdir("/proc/self/task")
-        children = sum(len(_read(f"/proc/self/task/{task}/children").split()) for task in tasks)
-        return cls(len(tasks), children, len(os.listdir("/proc/self/fd")))
+        children = " ".join(_read(f"/proc/self/task/{task}/children") for task in tasks)
+        return cls(frozenset(tasks), frozenset(children.split()), frozenset(os.listdir("/proc/self/fd")))
 
-    def growth(self) -> str:
-        """What there is more of by now, once it has had time to go; empty if nothing."""
+    def beyond(self, before: Holdings) -> Holdings:
+        """Those that were not there before. What others had and have given up since does not hide any of them."""
+        return Holdings(self.threads - before.threads, self.children - before.children, self.files - before.files)
+
+    def growth(self, before: Holdings) -> str:
+        """How much more there is beyond `before` by now, once it has had time to go; empty if nothing."""
         end = time.monotonic() + _SETTLING_S
-        while (more := self._more()) and time.monotonic() < end:
+        while (more := self._more(before)) and time.monotonic() < end:
             time.sleep(0.02)
         return more
 
-    def _more(self) -> str:
-        now = Holdings.now()
+    def _more(self, before: Holdings) -> str:
+        now = Holdings.now().beyond(before)
         counts = {
-            "threads": now.threads - self.threads,
-            "child processes": now.children - self.children,
-            "open files": now.files - self.files,
+            "threads": len(now.threads) - len(self.threads),
+            "child processes": len(now.children) - len(self.children),
+            "open files": len(now.files) - len(self.files),
         }
         return ", ".join(f"{count} {name}" for name, count in counts.items() if count > 0)
 
 
-def resident_bytes() -> int:
-    """Memory of this process that lies in the machine's (proc(5), statm), without what the allocator only keeps
-    ready (malloc_trim(3), where the C library has it)."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+NOTHING = Holdings(frozenset(), frozenset(), frozenset())
+
+
+class _MallInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc (mallinfo(3))."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of this process: those that lie in the machine's memory (proc(5), statm), and those that the C library has
+    given out (mallinfo(3); 0 where it is another). What a leak takes from free room in the heap shows in the latter
+    only, what takes memory from the system itself in the former."""
+
+    resident: int
+    given_out: int
+
+    @classmethod
+    def now(cls) -> HostMemory:
+        """Count them."""
+        gc.collect()
+        resident = int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+        if mallinfo is None:
+            return cls(resident, 0)
+        mallinfo.restype = _MallInfo
+        info = mallinfo()
+        return cls(resident, info.uordblks + info.hblkhd)
+
+    def growth(self) -> int:
+        """Bytes that there are more by now, of either kind."""
+        now = HostMemory.now()
+        return max(now.resident - self.resident, now.given_out - self.given_out)
 
 
 def _read(path: str) -> str:

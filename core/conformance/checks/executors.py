@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from core.conformance.checkpoints import prompts
 from core.conformance.failures import Broken, expect
-from core.conformance.life import BLOCKS, Driver, Holdings, answer, resident_bytes, started
+from core.conformance.life import BLOCKS, NOTHING, Driver, Holdings, HostMemory, answer, started
 from core.conformance.limits import Stage, within
 from core.conformance.oracle import Oracle
 from core.conformance.registry import check
@@ -222,12 +222,13 @@ def leaves_nothing(subject: Subject) -> None:
             driver.run(driver.make([(0, 3)], admitted=[driver.admit(0, [5, 6, 7], [2])]))
         subject.release()
 
-    within(life)  # what is made once and kept for good is there after this
-    Holdings.now().growth()
     before = Holdings.now()
+    within(life)  # what is made once and kept for good is there after this
+    NOTHING.growth(before)
+    kept = Holdings.now().beyond(before)
     for _ in range(2):
         within(life)
-    more = before.growth()
+    more = kept.growth(before)
     expect(not more, f"two lives of an executor leave {more}")
 
 
@@ -248,9 +249,9 @@ def flat_memory(subject: Subject) -> None:
             for _ in range(
                 _LOOKS
             ):  # an allocator may take more from the system now and then; a leak does at every look
-                before = resident_bytes()
+                before = HostMemory.now()
                 run(_FLAT_STEPS)
-                kept.append(resident_bytes() - before)
+                kept.append(before.growth())
                 if kept[-1] <= _KEPT_BYTES:
                     return
             raise Broken(f"{_FLAT_STEPS} steps keep {min(kept) >> 10} KiB, and as many more each time")
