@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from harness.dice import draw
 from harness.shrinking import shrink
+from running import run_script
 from simulate_faults import failures_in, main, report, trace
 
 from core.cache.manager import CacheManager
 from core.scheduler.scheduler import Scheduler
 
-SCRIPT = Path(__file__).parent / "simulate_faults.py"
-
 
 def story(hash_seed: str, first: int, count: int) -> bytes:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--first", str(first), "--seeds", str(count), "--verbose"],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ).stdout
+    outcome = run_script("--first", str(first), "--seeds", str(count), "--verbose", hash_seed=hash_seed)
+    assert outcome.returncode == 0, outcome.stderr.decode()
+    return outcome.stdout
 
 
 @pytest.mark.slow
