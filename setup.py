@@ -81,7 +81,7 @@ def extensions() -> list[Pybind11Extension]:
         Pybind11Extension(
             "platforms.cpu._native",
             MODULE_SOURCES,
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.hpp")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.[ch]pp")),
             extra_compile_args=[*COMMON_FLAGS, *warnings_are_errors],
             libraries=["dl"],
         )

@@ -16,9 +16,6 @@ constexpr int max_rows = lanes == 16 ? 12 : lanes == 8 ? 4 : 2;
 constexpr int max_panels = lanes == 16 ? 2 : 1;
 constexpr int vectors = panel_outputs / lanes;
 
-// Lines of a panel that are asked for ahead of their use.
-constexpr int64_t prefetch_words = 16 * 24;
-
 // One word of each of the panels, times that word of each row. `last`: there is no second input in the word.
 template <typename T, int rows, int panels, bool last>
 inline __attribute__((always_inline)) void add_word(const T* x, int64_t x_stride, const uint32_t* words,
@@ -66,8 +63,6 @@ void block(const Linear& args, int64_t row, int64_t panel) {
   vfloat sums[rows][panels * vectors] = {};
   const int64_t whole = weight.inputs / per_word * per_word;
   for (int64_t k = 0; k < whole; k += per_word, words += panel_outputs) {
-#pragma GCC unroll 8
-    for (int i = 0; i < panels; ++i) __builtin_prefetch(words + i * panel_words + prefetch_words);
     add_word<T, rows, panels, false>(x + k, x_stride, words, panel_words, sums);
   }
   if (whole < weight.inputs) add_word<T, rows, panels, true>(x + whole, x_stride, words, panel_words, sums);
