@@ -7,7 +7,7 @@ by the engine's own threads. The other benchmarks hold their figures against the
 
 from __future__ import annotations
 
-import platform
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def rate(run: Callable[[], float]) -> Rate:
 
 def read_bandwidth(size: int) -> Rate:
     """Bytes a second, reading a buffer of `size` bytes front to back; it lies in huge pages, as weights do."""
-    memory = _platform().memory()
+    memory = platform().memory()
     buffer = memory.alloc((size,), DType.UINT8, "inputs")
     buffer.fill_(1)
     repeats = max(1, _READ_AT_LEAST // size)
@@ -73,7 +73,7 @@ def peak(dtype: str) -> Rate:
 
 
 @cache
-def _platform() -> Platform:
+def platform() -> Platform:
     """The platform as the engine makes it, which sets the threads."""
     return plugin.create_platform(PlatformContext())
 
@@ -81,11 +81,11 @@ def _platform() -> Platform:
 def machine() -> str:
     """One line: processor, system, threads, tier."""
     threads = f"{_native.num_threads()} threads of {host.usable_cores()} cores"
-    return f"{host.processor().model}, {platform.system()} {platform.release()}, {threads}, {_native.isa()} kernels"
+    return f"{host.processor().model}, {os.uname().sysname} {os.uname().release}, {threads}, {_native.isa()} kernels"
 
 
 def main() -> None:
-    _platform()
+    platform()
     print(f"{machine()}\n\n| read, MiB | GB/s |\n|---|---|")
     for size in SIZES:
         print(f"| {size // MIB} | {read_bandwidth(size).show(1e9)} |")
