@@ -25,11 +25,6 @@ class Processor:
     model: str
     flags: frozenset[str]
 
-    @property
-    def native_bfloat16(self) -> bool:
-        """Whether it multiplies bfloat16 in hardware (AVX512_BF16, AMX, or ARM's BF16 extension)."""
-        return not self.flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
 
 def processor(root: Path = ROOT) -> Processor:
     """What /proc/cpuinfo says of the first processor; a field it lacks is the machine's architecture or empty."""

@@ -52,7 +52,6 @@ class CpuPlatform(Platform):
         torch.set_num_threads(threads)
         _native.set_num_threads(threads)
         self._device = device_info()
-        self._native_bfloat16 = host.processor().native_bfloat16
         self._memory = CpuMemory(_memory_info)
         self._kernels = ReferenceKernels(KERNELS)
         self._attention = NativeAttention()
@@ -111,22 +110,14 @@ class CpuPlatform(Platform):
         return Plan(config=planned, overrides=tuple(overrides))
 
     def _dtype(self, config: Config) -> tuple[DType, list[Override]]:
-        """The user's, or for `auto` the one that the weights have and this CPU is quick at."""
+        """The user's, or for `auto` the one that the weights have; the kernels are quick at both on every CPU."""
         stored = config.model.dtype
+        if stored in DTYPES:
+            return stored, []
         if config.options.dtype != "auto":
-            if stored not in DTYPES:
-                raise Unsupported(f"--dtype {stored}", _NO_FLOAT16)
-            return stored, []
-        if stored is DType.FLOAT32 or (stored is DType.BFLOAT16 and self._native_bfloat16):
-            return stored, []
-        if self._native_bfloat16:
-            reason = f"the weights are {stored}, which the CPU kernels do not have"
-            return DType.BFLOAT16, [Override(option="dtype", value=DType.BFLOAT16, reason=reason)]
-        reason = (
-            f"the weights are {stored}, and this CPU has no bfloat16 instructions: matrix products of several rows "
-            "would take about 8 times as long as in float32 (--dtype bfloat16 halves the memory all the same)"
-        )
-        return DType.FLOAT32, [Override(option="dtype", value=DType.FLOAT32, reason=reason)]
+            raise Unsupported(f"--dtype {stored}", _NO_FLOAT16)
+        reason = f"the weights are {stored}, which the CPU kernels do not have"
+        return DType.BFLOAT16, [Override(option="dtype", value=DType.BFLOAT16, reason=reason)]
 
     def _kv_dtype(self, config: Config, dtype: DType) -> DType:
         if config.options.kv_cache_dtype == "auto":

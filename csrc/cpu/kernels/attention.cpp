@@ -109,6 +109,30 @@ inline void load_keys(const T* cache, const int64_t (&rows)[tile_keys], int64_t 
   }
 }
 
+// The same by pairs of bfloat16, which are transposed as one: half the exchanges. For whole vectors of pairs.
+inline void load_key_pairs(const uint16_t* cache, const int64_t (&rows)[tile_keys], int64_t head_dim, float* keys) {
+  for (int64_t key = 0; key < tile_keys; key += lanes) {
+    for (int64_t dim = 0; dim < head_dim; dim += 2 * lanes) {
+      vfloat square[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t row = rows[key + i];
+        square[i] = row < 0 ? vfloat{} : load_vector<vfloat>(cache + row + dim);
+      }
+      transpose(square);
+      for (int i = 0; i < lanes; ++i) {
+        const vuint pairs = (vuint)square[i];
+        store(keys + (dim + 2 * i) * tile_keys + key, (vfloat)(pairs << 16));
+        store(keys + (dim + 2 * i + 1) * tile_keys + key, (vfloat)(pairs & 0xffff0000u));
+      }
+    }
+  }
+}
+
+inline void load_keys(const uint16_t* cache, const int64_t (&rows)[tile_keys], int64_t head_dim, float* keys) {
+  if (head_dim % (2 * lanes) == 0) return load_key_pairs(cache, rows, head_dim, keys);
+  load_keys<uint16_t>(cache, rows, head_dim, keys);
+}
+
 template <typename T>
 inline void load_values(const T* cache, const int64_t (&rows)[tile_keys], int64_t head_dim, float* values) {
   const int64_t width = padded(head_dim);

@@ -1,15 +1,11 @@
 // Products of activations with the words of a packed weight (kernels.hpp: a word is one float, or two bfloat16 of
-// consecutive inputs). Besides the matrix-unit files this is where instructions are called by name.
+// consecutive inputs). Besides vec.hpp and the matrix-unit files this is where instructions are called by name.
 //
 // `accumulate` adds one word's products to `lanes` outputs' sums, in a fixed order: that is all that a sum's rounding
 // depends on. The order and the rounding differ between tiers.
 #pragma once
 
 #include "vec.hpp"
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace core::cpu {
 namespace CORE_ISA {
