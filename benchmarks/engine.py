@@ -3,7 +3,7 @@
 Each figure is a share of the limit that is measured in the same run: decode reads every weight and its contexts once a
 step, or does two FLOPs a weight and row, whichever takes longer; prefill does two FLOPs a weight and token (the head on
 the last). Prompts of 128 tokens, 64 output tokens a stream; median of 5 runs with the slowest and the fastest. `Python`
-is the time of a decode step outside the native program.
+is the time of a decode step outside the native program, `others` the part of the machine that other processes took.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from roofline import machine, peak, read_bandwidth
+from roofline import Elsewhere, machine, peak, read_bandwidth
 
 from core import LLM, SamplingParams
 from core.weights.source import default_model
@@ -82,7 +82,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def decode(llm: LLM, model: Model, streams: int, bandwidth: float, flops: float, clock: Clock) -> str:
     """One row of the table: what comes after the first token, which prefill gives."""
-    rates, python = [], []
+    rates, python, others = [], [], Elsewhere()
     for _ in range(RUNS):
         first = generate(llm, streams, PROMPT, 1)
         clock.seconds, clock.steps = 0.0, 0
@@ -96,16 +96,16 @@ def decode(llm: LLM, model: Model, streams: int, bandwidth: float, flops: float,
     limit = streams / max(reading, computing)
     what = "memory" if reading > computing else "arithmetic"
     share = statistics.median(rates) / limit
-    return f"| decode, {streams} | {spread(rates)} | {limit:.0f} ({what}) | {share:.0%} | {spread(python, 2)} |"
+    return f"| decode, {streams} | {spread(rates)} | {limit:.0f} ({what}) | {share:.0%} | {spread(python, 2)} | {others.share():.0%} |"
 
 
 def prefill(llm: LLM, model: Model, length: int, flops: float) -> str:
     """One row of the table: a whole prompt and its first token."""
+    others = Elsewhere()
     rates = [length / generate(llm, 1, length, 1) for _ in range(RUNS)]
     limit = length * flops / (2 * (model.layers * length + model.head))
-    return (
-        f"| prefill, {length} | {spread(rates)} | {limit:.0f} (arithmetic) | {statistics.median(rates) / limit:.0%} | |"
-    )
+    share = statistics.median(rates) / limit
+    return f"| prefill, {length} | {spread(rates)} | {limit:.0f} (arithmetic) | {share:.0%} | | {others.share():.0%} |"
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
         read, products = read_bandwidth(weights), peak(given.dtype)
         print(f"{machine()}\n{llm.engine.config.model.name} in {given.dtype}: {weights / 1e6:.0f} MB of weights")
         print(f"read bandwidth at that size {read.show(1e9)} GB/s; products {products.show(1e9)} GFLOP/s\n")
-        print("| | tok/s | limit | share | Python, ms a step |\n|---|---|---|---|---|")
+        print("| | tok/s | limit | share | Python, ms a step | others |\n|---|---|---|---|---|---|")
         for streams in STREAMS:
             print(decode(llm, model, streams, read.median, products.median, clock), flush=True)
         for length in (PROMPT, PREFILL):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from core.platform import Platform, PlatformContext
 from core.types import DType
@@ -70,6 +71,27 @@ def read_bandwidth(size: int) -> Rate:
 def peak(dtype: str) -> Rate:
     """FLOP/s with everything in registers."""
     return rate(lambda: _native.multiply(dtype, _ROUNDS))
+
+
+class Elsewhere:
+    """What part of the machine other processes kept busy since this was made: a noisy run shows in its own table."""
+
+    def __init__(self) -> None:
+        self._start, self._others = time.perf_counter(), self._busy()
+
+    @staticmethod
+    def _busy() -> float:
+        """Seconds of all cores' time, this process's own taken off (proc(5), /proc/stat)."""
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, *interrupts = map(int, fields[:8])
+        ticks = user + nice + system + sum(interrupts)
+        own = os.times()
+        return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+    def share(self) -> float:
+        """0 to 1, of the cores that this process may use."""
+        elapsed = time.perf_counter() - self._start
+        return max(0.0, (self._busy() - self._others) / elapsed / host.usable_cores())
 
 
 @cache
