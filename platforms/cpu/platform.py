@@ -61,8 +61,8 @@ class CpuPlatform(Platform):
         return (self._device,)
 
     def capabilities(self) -> Capabilities:
-        """Any step shape. Not batch-invariant: torch's matrix products round by the number of rows."""
-        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, kv_transfer=True)
+        """Any step shape. Batch-invariant: each result is one chain of sums, in one order whatever else is in the step."""
+        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True)
 
     def memory(self) -> MemoryBackend:
         """Host memory within the cgroup's limit, in which the weights lie packed."""
