@@ -218,17 +218,8 @@ def parse_bytes(option: str, text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def parse_platform_options(pairs: tuple[str, ...], name: str) -> dict[str, str]:
-    """Of `NAME.KEY=VALUE` pairs, those of platform `name`. Raises ConfigError on a pair of another form."""
-    return _parse_pairs("--platform-opt", pairs, name)
-
-
-def parse_plugin_options(pairs: tuple[str, ...], name: str) -> dict[str, str]:
-    """The same of `--plugin-opt`, for plugin `name`."""
-    return _parse_pairs("--plugin-opt", pairs, name)
-
-
-def _parse_pairs(flag: str, pairs: tuple[str, ...], name: str) -> dict[str, str]:
+def parse_named_options(flag: str, pairs: tuple[str, ...], name: str) -> dict[str, str]:
+    """Of the `NAME.KEY=VALUE` pairs given with `flag`, those of `name`. Raises ConfigError on a pair of another form."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -75,14 +75,15 @@ class TorchMemory(MemoryBackend):
         if size >= _CHECKED_FROM and size > (free := self.info().free):
             raise OutOfDeviceMemory(f"{usage}: {size} bytes are wanted for {list(shape)} {dtype} and {free} are free")
         try:
-            handle = self._zeros(tuple(shape), dtype, usage)
+            handle = self.make_handle(tuple(shape), dtype, usage)
         except (RuntimeError, OSError) as error:  # torch's out-of-memory errors are the former
             raise OutOfDeviceMemory(f"{usage}: {size} bytes for {list(shape)} {dtype}: {error}") from error
         self._held[id(handle)] = (handle, usage)
         return handle
 
-    def _zeros(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
-        """The handle itself. A platform with handles of its own gives them here; they need `nbytes`."""
+    def make_handle(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
+        """The zeroed handle of `alloc`. A platform with handles of its own gives them here; they need `nbytes`. Raises
+        RuntimeError or OSError where there is no room."""
         del usage
         size = math.prod(shape) * dtype.itemsize
         if self._device.type == "cpu" and size >= _MAPPED_FROM:

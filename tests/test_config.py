@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from core.config import Options, parse_bytes, parse_options, parse_platform_options, resolve
+from core.config import Options, parse_bytes, parse_named_options, parse_options, resolve
 from core.errors import ConfigError, ModelNotFound
 from core.types import DType
 
@@ -49,9 +49,9 @@ def test_wrong_sizes_name_the_option(text: str) -> None:
 
 def test_platform_options_go_to_their_platform() -> None:
     pairs = ("cpu.threads=2", "tpu.device=cpu", "cpu.note=a=b.c")
-    assert parse_platform_options(pairs, "cpu") == {"threads": "2", "note": "a=b.c"}
+    assert parse_named_options("--platform-opt", pairs, "cpu") == {"threads": "2", "note": "a=b.c"}
     with pytest.raises(ConfigError, match=r"NAME\.KEY=VALUE"):
-        parse_platform_options(("threads=2",), "cpu")
+        parse_named_options("--platform-opt", ("threads=2",), "cpu")
 
 
 class TestResolve:

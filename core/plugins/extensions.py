@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import Options, nearest, parse_plugin_options
+from core.config import Options, nearest, parse_named_options
 from core.errors import ConfigError, PlatformError, PluginLoadError
 from core.extensions import Extension, Extensions
-from core.hookspecs import EXTENSION_HOOKS, parse_own_options
+from core.hookspecs import EXTENSION_HOOKS
 from core.plugins.loading import EXTENSIONS, FoundPlugin, LoadedPlugin, describe, find, heard, installed
+from core.plugins.options import PLUGIN_OPT, check_options, check_owners, listed
 
 
 def extensions(options: Options) -> Extensions:
@@ -20,13 +21,13 @@ def extensions(options: Options) -> Extensions:
     would answer otherwise than it should. Raises ConfigError for `--plugins` or `--plugin-opt` that name none.
     """
     names = _wanted(options.plugins, installed(EXTENSIONS))
-    _check_option_owners(options, names)
+    check_owners(PLUGIN_OPT, options.plugin_opt, names, kind="plugin", state="loaded")
     tables: dict[str, dict[str, Extension]] = {hook: {} for hook in EXTENSION_HOOKS}
     for name in names:
         (found,) = find(EXTENSIONS, name)
         plugin = found.loaded()
-        given = parse_plugin_options(options.plugin_opt, name)
-        _check_options(plugin, given)
+        given = parse_named_options(PLUGIN_OPT, options.plugin_opt, name)
+        check_options(PLUGIN_OPT, plugin, given)
         for extension in _added(plugin, given):
             _insert(tables[extension.kind], extension)
     return Extensions(**tables)
@@ -59,31 +60,9 @@ def _wanted(choice: str, names: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in names:
             raise ConfigError(
-                "--plugins", f"no plugin {name!r} is installed{nearest(name, list(names))} ({_listed(names)})"
+                "--plugins", f"no plugin {name!r} is installed{nearest(name, list(names))} ({listed(names)})"
             )
     return wanted
-
-
-def _check_option_owners(options: Options, names: Sequence[str]) -> None:
-    for pair in options.plugin_opt:
-        owner = pair.partition(".")[0]
-        parse_plugin_options((pair,), owner)  # its form
-        if owner not in names:
-            raise ConfigError(
-                f"--plugin-opt {pair}", f"no plugin {owner!r} is loaded{nearest(owner, list(names))} ({_listed(names)})"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"installed: {', '.join(names)}" if names else "none is installed"
-
-
-def _check_options(plugin: LoadedPlugin, given: Mapping[str, str]) -> None:
-    schema = plugin.info.options
-    if schema is not None:
-        parse_own_options(plugin.name, given, schema, flag="--plugin-opt")
-    elif given:
-        raise ConfigError(f"--plugin-opt {plugin.name}.{next(iter(given))}", f"plugin {plugin.name!r} has no options")
 
 
 def _added(plugin: LoadedPlugin, options: dict[str, str]) -> list[Extension]:

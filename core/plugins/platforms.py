@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core import envs
-from core.config import Options, nearest, parse_platform_options
+from core.config import Options, nearest, parse_named_options
 from core.errors import ConfigError, CoreError, PlatformBroken, PlatformNotFound, PluginLoadError
-from core.hookspecs import parse_own_options
 from core.logs import get_logger
 from core.platform import ChosenPlatform, Platform, PlatformContext, ProbeEnv, ProbeResult
 from core.plugins.loading import PLATFORMS, FoundPlugin, LoadedPlugin, describe, find, heard, installed, warn_of_output
+from core.plugins.options import PLATFORM_OPT, check_options, check_owners, listed
 
 log = get_logger("plugins")
 
@@ -98,7 +98,7 @@ class _Probe:
 
 
 def _start(plugin: LoadedPlugin, options: dict[str, str]) -> _Probe:
-    check_options(plugin, options)
+    check_options(PLATFORM_OPT, plugin, options)
     answers: list[Any] = []
     env = ProbeEnv(options=options)
     # A daemon: a probe stuck in a driver call cannot be stopped, and must not keep this process from ending.
@@ -107,15 +107,6 @@ def _start(plugin: LoadedPlugin, options: dict[str, str]) -> _Probe:
     )
     thread.start()
     return _Probe(thread, answers)
-
-
-def check_options(plugin: LoadedPlugin, options: Mapping[str, str]) -> None:
-    """Hold `--platform-opt` against the schema that the plugin declares. Raises ConfigError."""
-    if plugin.info.options is not None:
-        parse_own_options(plugin.name, options, plugin.info.options)
-    elif options:
-        key = next(iter(options))
-        raise ConfigError(f"--platform-opt {plugin.name}.{key}", f"platform {plugin.name!r} has no options")
 
 
 def _answer(hook: Any, env: ProbeEnv, answers: list[Any]) -> None:
@@ -175,39 +166,28 @@ def choose(options: Options) -> ChosenPlatform:
     for a platform option that nothing takes. Nothing is ever passed over in silence.
     """
     names = installed(PLATFORMS)
-    _check_option_owners(options, names)
+    check_owners(PLATFORM_OPT, options.platform_opt, names, kind="platform", state="installed")
     if options.platform is not None:
         return _choose_named(options.platform, options, names)
-    candidates = probe_all(discover(), lambda name: parse_platform_options(options.platform_opt, name))
+    candidates = probe_all(discover(), lambda name: parse_named_options(PLATFORM_OPT, options.platform_opt, name))
     best = _choose_best(_contenders(candidates), candidates, fallback=options.allow_platform_fallback)
     return _chosen(best, options)
 
 
 def _chosen(candidate: Candidate, options: Options) -> ChosenPlatform:
     return ChosenPlatform(
-        candidate.name, parse_platform_options(options.platform_opt, candidate.name), candidate.result.reason
+        candidate.name, parse_named_options(PLATFORM_OPT, options.platform_opt, candidate.name), candidate.result.reason
     )
-
-
-def _check_option_owners(options: Options, names: list[str]) -> None:
-    for pair in options.platform_opt:
-        owner = pair.partition(".")[0]
-        parse_platform_options((pair,), owner)  # its form
-        if owner not in names:
-            raise ConfigError(
-                f"--platform-opt {pair}",
-                f"no platform {owner!r} is installed{nearest(owner, names)} ({_listed(names)})",
-            )
 
 
 def _choose_named(name: str, options: Options, names: list[str]) -> ChosenPlatform:
     if name not in names:
         raise PlatformNotFound(
-            f"--platform {name}: no such platform is installed{nearest(name, names)} ({_listed(names)})"
+            f"--platform {name}: no such platform is installed{nearest(name, names)} ({listed(names)})"
         )
     (found,) = discover(name)
     found.loaded()
-    candidate = probe(found, parse_platform_options(options.platform_opt, name))
+    candidate = probe(found, parse_named_options(PLATFORM_OPT, options.platform_opt, name))
     if candidate.state == "ABSENT":
         raise PlatformNotFound(f"--platform {name}: it cannot run here: {candidate.result.reason}")
     if candidate.state == "BROKEN":
@@ -244,10 +224,6 @@ def _choose_best(contenders: list[Candidate], candidates: list[Candidate], *, fa
         names = ", ".join(f"{c.name} ({c.found.distribution})" for c in best)
         raise PlatformNotFound(f"{names} are equally good here, with score {top}; name one with --platform")
     return best[0]
-
-
-def _listed(names: list[str]) -> str:
-    return f"installed: {', '.join(names)}" if names else "none is installed"
 
 
 # --- creating ------------------------------------------------------------------------------------------------

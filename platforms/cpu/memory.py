@@ -69,9 +69,9 @@ class CpuMemory(TorchMemory):
         self._stretch: Tensor | None = None  # the newest; the weights in it hold the older ones
         self._taken = 0  # bytes of it
 
-    def _zeros(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
+    def make_handle(self, shape: tuple[int, ...], dtype: DType, usage: str) -> Any:
         if usage != "weights" or len(shape) != 2 or 0 in shape or dtype not in PACKED_TYPES:
-            return super()._zeros(shape, dtype, usage)
+            return super().make_handle(shape, dtype, usage)
         return PackedWeight((shape[0], shape[1]), dtype, self._room(_native.packed_bytes(dtype, *shape)))
 
     def _room(self, size: int) -> Tensor:
@@ -85,7 +85,7 @@ class CpuMemory(TorchMemory):
         return piece
 
     def _bytes(self, size: int) -> Tensor:
-        memory: Tensor = super()._zeros((size,), DType.UINT8, "weights")
+        memory: Tensor = super().make_handle((size,), DType.UINT8, "weights")
         return memory
 
     def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
