@@ -62,7 +62,7 @@ bench: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run every benchmark
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
 
 clean:  ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info platforms/cpu/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info platforms/_shared/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.core $(VENV)/.native-warnings
 
 # --- set-up: each file marks a step that is done -------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: dependencies read from requirements/*.txt, and the build of csrc/.
 
-CORE_TARGET_DEVICE chooses the native modules: `cpu` (default on Linux) builds `platforms.cpu._native`, `none` builds
+CORE_TARGET_DEVICE chooses the native modules: `cpu` (default on Linux) builds `platforms._shared._native`, `none` builds
 nothing. CORE_CXX_WERROR=1 makes compiler warnings errors, for people who change csrc/. Torch is not needed to build.
 """
 
@@ -79,7 +79,7 @@ def extensions() -> list[Pybind11Extension]:
     warnings_are_errors = ["-Werror"] if os.environ.get("CORE_CXX_WERROR") == "1" else []
     return [
         Pybind11Extension(
-            "platforms.cpu._native",
+            "platforms._shared._native",
             MODULE_SOURCES,
             depends=sorted(str(path) for path in Path("csrc").rglob("*.[ch]pp")),
             extra_compile_args=[*COMMON_FLAGS, *warnings_are_errors],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from platforms.cpu import _native
+from platforms._shared import _native
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16
 RUNS = 5

@@ -18,7 +18,7 @@ from roofline import Elsewhere, machine, peak, read_bandwidth
 
 from core import LLM, SamplingParams
 from core.weights.source import default_model
-from platforms.cpu.program import NativeExecutable
+from platforms._shared.native.program import NativeExecutable
 
 RUNS = 5
 STREAMS = (1, 4, 16, 32)

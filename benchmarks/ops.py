@@ -15,9 +15,9 @@ from roofline import machine, peak, platform, rate, read_bandwidth
 from torch import Tensor
 
 from core.types import DType
-from platforms.cpu import _native
-from platforms.cpu.memory import PackedWeight
-from platforms.cpu.operands import operand
+from platforms._shared import _native
+from platforms._shared.native.memory import PackedWeight
+from platforms._shared.native.operands import operand
 
 HIDDEN, INTERMEDIATE, QKV, VOCAB, HEAD_DIM = 576, 1536, 960, 49152, 64
 ROWS = (1, 4, 16, 32, 512)

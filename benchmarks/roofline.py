@@ -17,8 +17,7 @@ from pathlib import Path
 
 from core.platform import Platform, PlatformContext
 from core.types import DType
-from platforms._shared import host
-from platforms.cpu import _native, plugin
+from platforms._shared import _native, host, plugin
 
 RUNS = 5
 MIB = 1 << 20

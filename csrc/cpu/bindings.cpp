@@ -1,4 +1,4 @@
-// The Python module `platforms.cpu._native`. Tensors come as addresses (`Tensor.data_ptr()`), strides in elements,
+// The Python module `platforms._shared._native`. Tensors come as addresses (`Tensor.data_ptr()`), strides in elements,
 // element types by torch's names; arguments are checked here and nowhere below. The GIL is released while kernels run.
 #include "bindings.hpp"
 
@@ -82,7 +82,7 @@ int64_t py_multiply(const std::string& dtype, int64_t rounds) {
 PYBIND11_MODULE(_native, module) {
   using namespace core::cpu;
   using namespace py::literals;
-  module.doc() = "CPU kernels and programs of them. See platforms/cpu/_native.pyi.";
+  module.doc() = "CPU kernels and programs of them. See platforms/_shared/_native.pyi.";
   module.def("isa", &isa);
   module.def("set_isa", &set_isa, "name"_a);
   module.def("available_isas", &available_isas);

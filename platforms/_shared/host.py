@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.platform import DeviceInfo
+
 ROOT = Path("/")
 
 
@@ -86,6 +88,16 @@ def _sizes(file: Path, unit: int = 1) -> dict[str, int]:
     """Lines like `MemTotal:  16384 kB` or `inactive_file 4096`, in bytes."""
     pairs = (line.replace(":", " ").split() for line in _lines(file))
     return {pair[0]: _number(pair[1]) * unit for pair in pairs if len(pair) >= 2}
+
+
+# --- both -----------------------------------------------------------------------------------------------------
+
+
+def device_info() -> DeviceInfo:
+    """The processor, with the cores and the memory this process may use."""
+    return DeviceInfo(
+        index=0, name=processor().model, memory_bytes=memory().total, details={"cores": str(usable_cores())}
+    )
 
 
 # --- files ---------------------------------------------------------------------------------------------------

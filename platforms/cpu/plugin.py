@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from core.hookspecs import hookimpl, parse_own_options
-from core.platform import DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
+from core.platform import Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
 from platforms._shared import host
 
 NAME = "cpu"
-NATIVE = "platforms.cpu._native"
+NATIVE = "platforms._shared._native"
 
 
 _SPIN_COUNT = "10000"
@@ -48,7 +48,7 @@ def probe(env: ProbeEnv) -> ProbeResult:
             reason=f"its native kernels cannot be used: {error}. If they are missing or were built for another Python, "
             "build them again: pip install --force-reinstall --no-deps core, or in a clone pip install -e .",
         )
-    device = device_info()
+    device = host.device_info()
     reason = f"{device.name}, {device.details['cores']} cores, {tier} kernels"
     return ProbeResult(state="AVAILABLE", reason=reason, devices=(device,), score=0)
 
@@ -70,13 +70,3 @@ def _spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
-
-
-def device_info() -> DeviceInfo:
-    """The processor, with the cores and the memory this process may use."""
-    return DeviceInfo(
-        index=0,
-        name=host.processor().model,
-        memory_bytes=host.memory().total,
-        details={"cores": str(host.usable_cores())},
-    )

@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 
 from core import LLM, SamplingParams
-from platforms.cpu import _native
+from platforms._shared import _native
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=5)
 BLOCK = 16

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from core import ops
-from platforms.cpu.attention import NativeAttention
-from platforms.cpu.ops import KERNELS
+from platforms._shared.native.attention import NativeAttention
+from platforms._shared.native.ops import KERNELS
 
 TYPES = [torch.float32, torch.bfloat16]
 

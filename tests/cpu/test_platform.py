@@ -15,8 +15,8 @@ from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConf
 from core.errors import ConfigError, Unsupported
 from core.platform import AttentionQuery, PlatformContext, ProbeEnv
 from core.types import DType
-from platforms._shared import host
-from platforms.cpu import _native, plugin
+from platforms._shared import _native, host
+from platforms.cpu import plugin
 from platforms.cpu.platform import CpuPlatform
 from platforms.cpu.plugin import CpuOptions
 

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from platforms.cpu import _native
+from platforms._shared import _native
 
 GUARD = 7.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -332,7 +332,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_environment_chooses_the_tier(tier: str) -> None:
-    code = "from platforms.cpu import _native; print(_native.isa())"
+    code = "from platforms._shared import _native; print(_native.isa())"
     assert run_python(code, CORE_CPU_ISA=tier).stdout.strip() == tier
     refused = run_python(code, CORE_CPU_ISA="sse9")
     assert refused.returncode != 0

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core import ops
-from platforms.cpu import _native
-from platforms.cpu.memory import PackedWeight
-from platforms.cpu.operands import dtype_of
-from platforms.cpu.ops import KERNELS
+from platforms._shared import _native
+from platforms._shared.native.memory import PackedWeight
+from platforms._shared.native.operands import dtype_of
+from platforms._shared.native.ops import KERNELS
 
 GUARD = 7.25
 FLOAT = 2.0**-24

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from platforms.cpu import _native
-from platforms.cpu.ops import KERNELS
+from platforms._shared import _native
+from platforms._shared.native.ops import KERNELS
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +52,8 @@ def test_callers_on_several_threads_all_get_their_results() -> None:
 
 FORK = """
 import os, torch
-from platforms.cpu import _native
-from platforms.cpu.ops import KERNELS
+from platforms._shared import _native
+from platforms._shared.native.ops import KERNELS
 
 def work():
     out = torch.zeros(64, 2048)
@@ -80,6 +80,6 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 
 
 def test_the_process_ends_while_threads_sleep() -> None:
-    code = "from platforms.cpu import _native as n; n.set_num_threads(4); import torch\n"
-    code += "from platforms.cpu.ops import KERNELS; KERNELS['silu_mul'](torch.ones(64, 4096), torch.ones(64, 2048))"
+    code = "from platforms._shared import _native as n; n.set_num_threads(4); import torch\n"
+    code += "from platforms._shared.native.ops import KERNELS; KERNELS['silu_mul'](torch.ones(64, 4096), torch.ones(64, 2048))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -28,13 +28,13 @@ def test_wheel_holds_every_file_of_the_packages(tree: Path) -> None:
         names = set(archive.namelist())
     sources = [path for package in ("core", "platforms") for path in (tree / package).rglob("*") if path.is_file()]
     expected = {str(path.relative_to(tree)) for path in sources}
-    module = "platforms/cpu/_native" + sysconfig.get_config_var("EXT_SUFFIX")
+    module = "platforms/_shared/_native" + sysconfig.get_config_var("EXT_SUFFIX")
     assert expected | {module} <= names
     assert not [name for name in names if name.startswith(("tests/", "csrc/", "benchmarks/"))]
 
 
 def test_wheel_installs_into_a_clean_environment_and_works(installed: CleanEnvironment, tmp_path: Path) -> None:
-    code = "import core; from platforms.cpu import _native; print(core.__file__, _native.__file__, _native.isa())"
+    code = "import core; from platforms._shared import _native; print(core.__file__, _native.__file__, _native.isa())"
     core_file, native_file, isa = run(installed.python, "-c", code, cwd=tmp_path).split()
     assert (
         Path(core_file).is_relative_to(installed.folder) and Path(native_file).is_relative_to(installed.folder) and isa

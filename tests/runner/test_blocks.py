@@ -17,7 +17,7 @@ from core.runner.blocks import BlockMover
 from core.transfer import BlockTransfer
 from core.transfer.lane import Lane
 from core.types import NULL_BLOCK, DType, KVGroupSpec, KVOp
-from platforms.cpu.attention import NativeAttention
+from platforms._shared.native.attention import NativeAttention
 
 GROUPS = (KVGroupSpec((0, 2), num_kv_heads=2, head_dim=8), KVGroupSpec((1,), num_kv_heads=2, head_dim=8, window=5))
 NUM_BLOCKS = 6

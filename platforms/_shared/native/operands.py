@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from core.types import DType
-from platforms.cpu import _native
+from platforms._shared import _native
 
 
 def dtype_of(tensor: Tensor) -> DType:

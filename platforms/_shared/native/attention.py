@@ -9,7 +9,7 @@ from torch import Tensor
 from core.defaults import ReferenceAttention
 from core.platform import AttentionQuery, Support
 from core.types import DType
-from platforms.cpu import _native
+from platforms._shared import _native
 
 DTYPES = (DType.FLOAT32, DType.BFLOAT16)
 MAX_HEAD_DIM = 256

@@ -12,8 +12,8 @@ from torch import Tensor
 from core.defaults import TorchMemory, torch_dtype
 from core.platform import MemoryInfo
 from core.types import DType
-from platforms.cpu import _native
-from platforms.cpu.operands import operand
+from platforms._shared import _native
+from platforms._shared.native.operands import operand
 
 #: The element types that the kernels multiply.
 PACKED_TYPES = (DType.FLOAT32, DType.BFLOAT16)

@@ -9,10 +9,10 @@ from torch import Tensor
 from core.ops import ATTENTION_OPS
 from core.platform import Bindings, Executable
 from core.program import NUM_SEQS, NUM_TOKENS, Dim, OpCall, Storage, Value
-from platforms.cpu import _native
-from platforms.cpu.memory import PackedWeight
-from platforms.cpu.operands import cache_operand
-from platforms.cpu.ops import KERNELS
+from platforms._shared import _native
+from platforms._shared.native.memory import PackedWeight
+from platforms._shared.native.operands import cache_operand
+from platforms._shared.native.ops import KERNELS
 
 _ROWS = {NUM_TOKENS.symbol: _native.Rows.tokens, NUM_SEQS.symbol: _native.Rows.seqs}
 

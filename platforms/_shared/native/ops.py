@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from core.platform import Kernel
-from platforms.cpu import _native
-from platforms.cpu.memory import PackedWeight
-from platforms.cpu.operands import dtype_of, operand
+from platforms._shared import _native
+from platforms._shared.native.memory import PackedWeight
+from platforms._shared.native.operands import dtype_of, operand
 
 #: By the place of a packed weight among their operands, if they have one.
 _OPS: dict[str, int | None] = {

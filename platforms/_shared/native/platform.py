@@ -1,0 +1,131 @@
+"""A general-purpose processor as a platform: what `cpu`, `arm` and `power` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from core.config import GIB, Config
+from core.defaults import ReferenceKernels
+from core.errors import ConfigError, Unsupported
+from core.platform import (
+    AttentionBackend,
+    Bindings,
+    Bucket,
+    Capabilities,
+    DeviceInfo,
+    Executable,
+    KernelTable,
+    MemoryBackend,
+    MemoryInfo,
+    Override,
+    Plan,
+    Platform,
+)
+from core.types import DType
+from platforms._shared import _native, host
+from platforms._shared.native.attention import DTYPES, NativeAttention
+from platforms._shared.native.memory import CpuMemory
+from platforms._shared.native.ops import KERNELS
+from platforms._shared.native.program import lower
+
+_NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
+
+
+class HostPlatform(Platform):
+    """One device: the cores and the memory that this process may use.
+
+    Making one sets the thread counts of torch and of the native kernels, for the whole process.
+    """
+
+    def __init__(self, name: str, threads: int | None) -> None:
+        """`threads` of torch and of the native kernels; None: one a usable core. `name` is for errors."""
+        cores = host.usable_cores()
+        threads = cores if threads is None else threads
+        if not 1 <= threads <= cores:
+            raise ConfigError(
+                f"--platform-opt {name}.threads", f"{threads} is not from 1 to the {cores} cores that are usable here"
+            )
+        torch.set_num_threads(threads)
+        _native.set_num_threads(threads)
+        self._device = host.device_info()
+        self._memory = CpuMemory(_memory_info)
+        self._kernels = ReferenceKernels(KERNELS)
+        self._attention = NativeAttention()
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The one device."""
+        return (self._device,)
+
+    def capabilities(self) -> Capabilities:
+        """Any step shape. Batch-invariant: each result is one chain of sums, in one order whatever else is in the step."""
+        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True)
+
+    def memory(self) -> MemoryBackend:
+        """Host memory within the cgroup's limit, in which the weights lie packed."""
+        return self._memory
+
+    def kernels(self) -> KernelTable:
+        """The native kernels."""
+        return self._kernels
+
+    def attention(self) -> Sequence[AttentionBackend]:
+        """Native paged attention."""
+        return (self._attention,)
+
+    def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
+        """A native program; None where the model uses an op that has no native kernel."""
+        del bucket
+        return lower(bindings)
+
+    # --- planning ---
+
+    def plan(self, config: Config) -> Plan:
+        """Settle the element types and the size of the KV cache. Raises Unsupported, ConfigError."""
+        dtype, overrides = self._dtype(config)
+        kv_dtype = self._kv_dtype(config, dtype)
+        memory_bytes = config.cache.memory_bytes
+        if memory_bytes is None:
+            memory_bytes = min(self._device.memory_bytes // 4, 4 * GIB)
+            overrides.append(
+                Override(
+                    option="kv_cache_memory",
+                    value=f"{memory_bytes / GIB:.2f}GiB",
+                    reason="a quarter of the memory this process may use, at most 4 GiB",
+                )
+            )
+        elif memory_bytes > self._device.memory_bytes:
+            raise ConfigError(
+                "--kv-cache-memory",
+                f"{memory_bytes} bytes are more than the {self._device.memory_bytes} this process may use",
+            )
+        planned = msgspec.structs.replace(
+            config,
+            model=msgspec.structs.replace(config.model, dtype=dtype),
+            cache=msgspec.structs.replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
+        )
+        return Plan(config=planned, overrides=tuple(overrides))
+
+    def _dtype(self, config: Config) -> tuple[DType, list[Override]]:
+        """The user's, or for `auto` the one that the weights have; the kernels are quick at both on every CPU."""
+        stored = config.model.dtype
+        if stored in DTYPES:
+            return stored, []
+        if config.options.dtype != "auto":
+            raise Unsupported(f"--dtype {stored}", _NO_FLOAT16)
+        reason = f"the weights are {stored}, which the CPU kernels do not have"
+        return DType.BFLOAT16, [Override(option="dtype", value=DType.BFLOAT16, reason=reason)]
+
+    def _kv_dtype(self, config: Config, dtype: DType) -> DType:
+        if config.options.kv_cache_dtype == "auto":
+            return dtype
+        if config.cache.dtype not in DTYPES:
+            raise Unsupported(f"--kv-cache-dtype {config.cache.dtype}", _NO_FLOAT16)
+        return config.cache.dtype
+
+
+def _memory_info() -> MemoryInfo:
+    found = host.memory()
+    return MemoryInfo(found.total, found.free)
