@@ -21,6 +21,7 @@ from core.server.errors import Handler, add_headers, errors_middleware, is_messa
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.plugin_routes import add_plugin_routes, is_api
+from core.server.responses_store import RESPONSES, ResponseStore
 from core.server.routes import ROUTES
 from core.server.state import STATE, ServerState
 from core.tokenization import Tokenizer, load_tokenizer
@@ -42,6 +43,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     middlewares = [access_middleware, errors_middleware, _authorize]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
     app[STATE] = state
+    app[RESPONSES] = ResponseStore(options.max_stored_responses)
     app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(_close_metrics)
     app.add_routes(ROUTES)

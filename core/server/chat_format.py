@@ -51,7 +51,7 @@ class ChatFormat(ChoiceFormat):
         if not chunks and (delta.logprobs or delta.finish_reason is not None):
             chunks = [ChatChunkChoice(index, ChatPiece(), None, None, None)]
         if chunks:
-            chunks[0].logprobs = self._logprobs(delta)
+            chunks[0].logprobs = self.logprobs(delta)
             chunks[-1].finish_reason, chunks[-1].stop_reason = self.finish_reason(index, delta), delta.stop_reason
         return chunks
 
@@ -59,7 +59,7 @@ class ChatFormat(ChoiceFormat):
         """The message."""
         message = _message(self.events(index, delta))
         reason = self.finish_reason(index, delta)
-        return ChatChoice(index, message, self._logprobs(delta), reason, delta.stop_reason)
+        return ChatChoice(index, message, self.logprobs(delta), reason, delta.stop_reason)
 
     def events(self, index: int, delta: ChoiceDelta) -> list[Event]:
         """What a delta brings, as the choice's parser has it."""
@@ -84,7 +84,8 @@ class ChatFormat(ChoiceFormat):
         called = delta.finish_reason == "stop" and self._parsers[index].called
         return "tool_calls" if called else delta.finish_reason
 
-    def _logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
+    def logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
+        """Those of a delta's tokens, if the request asked for them."""
         if delta.logprobs is None:
             return None
         return chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)

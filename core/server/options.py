@@ -24,6 +24,9 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="unknown request fields; auto: refuse misspelt ones, ignore others and name them in a header"),
     ] = "auto"
     max_body_bytes: Annotated[int, Meta(ge=1, description="longest request body; longer ones get HTTP 413")] = 8 << 20
+    max_stored_responses: Annotated[
+        int, Meta(ge=0, description="answers of /v1/responses that a frontend keeps for `previous_response_id`")
+    ] = 1024
     tool_call_parser: Annotated[
         str | None,
         Meta(

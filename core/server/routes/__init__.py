@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from core.server.routes import chat, completions, health, invocations, messages, models, tokens
+from core.server.routes import chat, completions, health, invocations, messages, models, responses, tokens
 
 ROUTES = [
     *models.ROUTES,
     *completions.ROUTES,
     *chat.ROUTES,
     *messages.ROUTES,
+    *responses.ROUTES,
     *tokens.ROUTES,
     *invocations.ROUTES,
     *health.ROUTES,

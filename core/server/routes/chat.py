@@ -30,13 +30,18 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 
 
 async def admit_chat(
-    state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...], *, prefix: str
+    state: ServerState,
+    body: ChatRequest,
+    tools: tuple[dict[str, Any], ...],
+    *,
+    prefix: str,
+    field: str = "messages",
 ) -> tuple[Generation, ChatFormat]:
-    """A conversation on its way, and what reads its answer. Raises InvalidRequest."""
+    """A conversation on its way, and what reads its answer. It came in the body's `field`. Raises InvalidRequest."""
     params = body.sampling(state.client.config.model.default_sampling)
     if special_tokens := state.parsers.need_special_tokens(tools=bool(tools)):
         params = msgspec.structs.replace(params, skip_special_tokens=False)
-    context = chat_context(state, body, tools)
+    context = chat_context(state, body, tools, field=field)
     generation = await admit(
         state,
         body,
@@ -44,7 +49,7 @@ async def admit_chat(
         params,
         prefix=prefix,
         add_special_tokens=body.add_special_tokens is True,  # templates write their own
-        field="messages",
+        field=field,
     )
     parallel = body.parallel_tool_calls is not False
     form = ChatFormat(
@@ -55,11 +60,13 @@ async def admit_chat(
     return generation, form
 
 
-def chat_context(state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...]) -> ParserContext:
+def chat_context(
+    state: ServerState, body: ChatRequest, tools: tuple[dict[str, Any], ...], *, field: str = "messages"
+) -> ParserContext:
     """The prompt, and what else the answer's parsers may know."""
     if not state.tokenizer.has_chat_template:
-        message = "messages: this model has no chat template; use /v1/completions, or start with --chat-template FILE"
-        raise InvalidRequest(message, param="messages", code="no_chat_template")
+        message = f"{field}: this model has no chat template; use /v1/completions, or start with --chat-template FILE"
+        raise InvalidRequest(message, param=field, code="no_chat_template")
     messages = body.conversation()
     continues = bool(body.continue_final_message)
     prompt = state.tokenizer.apply_chat_template(

@@ -17,7 +17,7 @@ from core.server.parsers.thinking import Qwen3ReasoningParser
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def added(kind: str, name: str, target: str = "acme_parsers:Own", **options: str) -> Extensions:
+def added(kind: str, name: str, target: str = "acme_own_parsers:Own", **options: str) -> Extensions:
     extension = Extension(
         kind=kind, name=name, target=target, plugin="acme", distribution="acme-parsers 1.0", options=options
     )
@@ -93,9 +93,9 @@ def test_a_name_is_checked_without_an_import() -> None:
     ],
 )
 def test_what_is_no_parser_is_refused(source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "acme_parsers.py").write_text(source)
+    (tmp_path / "acme_own_parsers.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "acme_parsers", raising=False)
+    monkeypatch.delitem(sys.modules, "acme_own_parsers", raising=False)
     extensions = added("tool_parsers", "mine")
     with pytest.raises(PluginLoadError) as caught:
         choose_parsers(ServerOptions(tool_call_parser="mine"), extensions).load()
