@@ -37,7 +37,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     probe_timeout: Annotated[
         float, Meta(gt=0, description="seconds that platforms get, side by side, to say whether their hardware is here")
     ] = 3.0
-    api_key: Annotated[str | None, Meta(description="key that requests must bear, where --api-key gives none")] = None
+    api_key: Annotated[
+        str | None, Meta(description="keys that requests must bear, between commas, where no option gives any")
+    ] = None
+    admin_key: Annotated[str | None, Meta(description="the same for --admin-key")] = None
 
 
 def variable(field: str) -> str:

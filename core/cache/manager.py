@@ -190,6 +190,14 @@ class CacheManager:
         blocks.capacity = 0
         self._set_registered(blocks, 0)
 
+    def forget(self) -> bool:
+        """Let no block be found by what it holds. False, and nothing changed, while any is owned."""
+        if any(pool.num_free < pool.capacity for pool in self.pools):
+            return False
+        for pool in self.pools:
+            pool.forget()
+        return True
+
     # --- inside ----------------------------------------------------------------------------------------------
 
     def _num_blocks(self, num_tokens: int) -> int:

@@ -83,3 +83,8 @@ class BlockPool:
         """Make `block` the one that is found by `block_hash`, unless another one is already."""
         if self._by_hash.setdefault(block_hash, block) == block:
             self._hashes[block] = block_hash
+
+    def forget(self) -> None:
+        """Let no block be found by a hash. None may be owned: an owner counts on what it has registered."""
+        self._by_hash.clear()
+        self._hashes = [None] * self.num_blocks

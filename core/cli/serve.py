@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import json
-import socket
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -16,16 +14,17 @@ import msgspec
 from msgspec import Meta
 
 from core import envs, logs, plugins
+from core.cli.listen import Address, listen
 from core.cli.options import add_engine_options, add_options, engine_options, given_options
 from core.config import resolve
 from core.engine.messages import EngineStatus, Planned
 from core.engine.supervisor import Launch, Supervisor
-from core.errors import ConfigError
 from core.progress import ProgressBar
+from core.server.cors import CrossOrigin
+from core.server.keys import KeyRing
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
-
-_BACKLOG = 1024
+from core.server.tls import ssl_context
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
     )
     for message in envs.unknown():
         _say(f"warning: {message}")
-    with listen(server.host, server.port) as listener:
+    tls, keys = ssl_context(server) is not None, KeyRing.of(server)  # the frontends make them too, and much later
+    CrossOrigin(server)
+    with listen(server) as listener:
+        address = Address.of(listener, tls=tls, root_path=server.root_path)
+        if address.is_public and not keys.has_clients:
+            _say(f"warning: whoever reaches {address.url} may use it; --api-key or CORE_API_KEY gives it a key")
         extensions = plugins.extensions(options)
         choose_parsers(server, extensions)  # the frontends do so too, and much later
         config = resolve(args.model, options, extensions)
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             api_server_count=processes.api_server_count,
             shutdown_timeout_s=processes.shutdown_timeout,
         )
-        with closing(Display(base_url(listener), config.model.name, started)) as display:
+        with closing(Display(address, config.model.name, started)) as display:
             asyncio.run(Supervisor(launch, display).run())
     return 0
 
@@ -81,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 class Display:
     """Tells whoever started the server how it goes: in lines, with a bar beneath where that is a terminal."""
 
-    def __init__(self, url: str, model: str, started: float) -> None:
+    def __init__(self, address: Address, model: str, started: float) -> None:
         self._open = ExitStack()
         self._bar = self._open.enter_context(ProgressBar("starting"))
-        self._url = url
+        self._address = address
         self._model = model
         self._started = started
         self._stage = ""
@@ -115,48 +119,13 @@ class Display:
         body = json.dumps(
             {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
         )
-        _say(f"ready in {seconds:.1f} s: {self._url}/v1, serving {self._model}; Ctrl-C ends it. Try:")
-        _say(f"  curl {self._url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+        url, curl = self._address.url, self._address.curl
+        _say(f"ready in {seconds:.1f} s: {url}/v1, serving {self._model}; Ctrl-C ends it. Try:")
+        _say(f"  {curl}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
 
     def close(self) -> None:
         """Take the bar away."""
         self._open.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket, before anything slow: a port that is taken is known at once. Raises ConfigError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise ConfigError("--host", f"{host!r} is not an address of this machine: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _bind_error(host, port, error) from error
-    return listener
-
-
-def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError("--port", f"{host}:{port} is in use; end what listens there, or choose another port")
-    if error.errno == errno.EACCES:
-        return ConfigError("--port", f"ports below 1024, like {port}, are not for everyone; choose a higher one")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError("--host", f"{host!r} is not an address of this machine; 0.0.0.0 is all of them")
-    return ConfigError("--host", f"cannot listen on {host}:{port}: {error.strerror}")
-
-
-def base_url(listener: socket.socket) -> str:
-    """Where a client on this machine reaches the socket."""
-    host, port = listener.getsockname()[:2]
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def _mebibytes(count: int) -> str:

@@ -24,6 +24,8 @@ from core.engine.messages import (
     GetStats,
     Hello,
     Rejected,
+    Reset,
+    ResetPrefixCache,
     StateChange,
     Stats,
     Submit,
@@ -75,6 +77,13 @@ class EngineClient(abc.ABC):
     @abc.abstractmethod
     async def stats(self) -> EngineStats:
         """The engine's counters; waits for an engine that is loading. Raises EngineDead."""
+
+    @abc.abstractmethod
+    async def reset_prefix_cache(self) -> bool:
+        """Let no KV block be found by what it holds. False, and nothing changed, while requests own blocks.
+
+        Raises EngineDead, also where the engine is replaced meanwhile: the new one's cache is empty.
+        """
 
     @abc.abstractmethod
     async def close(self) -> None:
@@ -153,6 +162,7 @@ class RemoteEngineClient(EngineClient):
         self._streams: dict[str, _Stream] = {}
         self._on_trial: _Stream | None = None  # a suspect that the engine has, or is about to get
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._reset_waiters: deque[asyncio.Future[bool]] = deque()  # in the order of the engine's answers
         self._incarnation = 0  # of the engine that `_engine` is connected to
         self._transport = transport or SocketTransport()
         self._engine: Connection | None = None
@@ -199,6 +209,13 @@ class RemoteEngineClient(EngineClient):
         finally:
             if waiter in self._stats_waiters:
                 self._stats_waiters.remove(waiter)
+
+    async def reset_prefix_cache(self) -> bool:
+        await self.wait_ready()
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._reset_waiters.append(waiter)
+        self._send(ResetPrefixCache())
+        return await waiter
 
     async def close(self) -> None:
         for request_id in list(self._streams):
@@ -261,7 +278,7 @@ class RemoteEngineClient(EngineClient):
         if self._status.state == "failed":
             raise EngineDead(self._status.message)
 
-    def _send(self, message: Submit | Abort | GetStats) -> None:
+    def _send(self, message: Submit | Abort | GetStats | ResetPrefixCache) -> None:
         assert self._engine is not None
         self._engine.send(encode(message))
 
@@ -275,6 +292,9 @@ class RemoteEngineClient(EngineClient):
                 self._deliver(message.deltas)
             elif isinstance(message, Rejected):
                 self._refuse(message)
+            elif isinstance(message, Reset):
+                if not (waiter := self._reset_waiters.popleft()).done():
+                    waiter.set_result(message.done)
             else:
                 self._answer(message)
 
@@ -336,6 +356,7 @@ class RemoteEngineClient(EngineClient):
         self._engine.close()
         self._engine = self._engine_task = None
         self._on_trial = None
+        self._fail_resets(EngineDead("the engine was replaced meanwhile; the new one's cache is empty"))
         for stream in self._streams.values():
             if stream.submitted and not stream.finished and not stream.outlive_engine():
                 stream.end("error", f"{stream.deaths} engines died while they were running this request")
@@ -360,3 +381,10 @@ class RemoteEngineClient(EngineClient):
             if not waiter.done():
                 waiter.set_exception(error)
         self._stats_waiters.clear()
+        self._fail_resets(error)
+
+    def _fail_resets(self, error: EngineDead) -> None:
+        for waiter in self._reset_waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._reset_waiters.clear()

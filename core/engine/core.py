@@ -138,6 +138,10 @@ class Engine:
             kv_transfers=self._executor.kv_transfers(),
         )
 
+    def reset_prefix_cache(self) -> bool:
+        """Let no block be found by what it holds. False, and nothing changed, while requests own blocks."""
+        return self._scheduler.reset_prefix_cache()
+
     def shutdown(self) -> None:
         """End the executor and give the platform back. May be called twice."""
         self._in_flight.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from core.engine.messages import Abort, Deltas, Stats, Submit, ToEngine, encode, rejection
+from core.engine.messages import Abort, Deltas, Reset, ResetPrefixCache, Stats, Submit, ToEngine, encode, rejection
 from core.engine.transport import Mailbox, Peer
 from core.errors import RequestError
 from core.types import RequestDelta
@@ -53,6 +53,8 @@ class EngineLoop:
             if self._owners.get(message.request_id) == frontend:
                 del self._owners[message.request_id]
                 self._engine.abort(message.request_id)
+        elif isinstance(message, ResetPrefixCache):
+            self._send(frontend, Reset(self._engine.reset_prefix_cache()))
         else:
             self._send(frontend, Stats(self._engine.stats()))
 

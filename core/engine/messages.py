@@ -55,7 +55,11 @@ class GetStats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Answered by `Stats`."""
 
 
-ToEngine = Submit | Abort | GetStats
+class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Answered by `Reset`."""
+
+
+ToEngine = Submit | Abort | GetStats | ResetPrefixCache
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -81,7 +85,13 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     stats: EngineStats
 
 
-FromEngine = Deltas | Rejected | Stats
+class Reset(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The answer to `ResetPrefixCache`: whether it was done."""
+
+    done: bool
+
+
+FromEngine = Deltas | Rejected | Stats | Reset
 
 _KINDS: dict[str, type[RequestError]] = {
     kind.__name__: kind for kind in (RequestError, InvalidRequest, NotFound, DeadlineExceeded)

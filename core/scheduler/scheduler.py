@@ -131,6 +131,10 @@ class Scheduler:
             preemptions=self._preemptions,
         )
 
+    def reset_prefix_cache(self) -> bool:
+        """Let no block be found by what it holds. False, and nothing changed, while any is owned."""
+        return self._cache.forget()
+
     # --- one turn --------------------------------------------------------------------------------------------
 
     def schedule(self) -> StepPlan | None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import signal
 import socket
 
-import msgspec
 import uvloop
 from aiohttp import web
 
-from core import envs
 from core.config import Config
 from core.engine.client import EngineClient, RemoteEngineClient
 from core.logs import get_logger
 from core.metrics import make_metrics
 from core.server.access import access_middleware
-from core.server.errors import Handler, add_headers, errors_middleware, is_messages, unauthorized
+from core.server.authorize import authorize
+from core.server.cors import CrossOrigin
+from core.server.errors import add_headers, errors_middleware
+from core.server.keys import KeyRing
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
-from core.server.plugin_routes import add_plugin_routes, is_api
+from core.server.paths import ROOT_PATH, rooted
+from core.server.plugin_routes import add_plugin_routes
 from core.server.responses_store import RESPONSES, ResponseStore
 from core.server.routes import ROUTES
 from core.server.state import STATE, ServerState
+from core.server.tls import ssl_context
 from core.tokenization import Tokenizer, load_tokenizer
 
 log = get_logger("server")
@@ -39,14 +41,17 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     extensions = client.config.extensions
     metrics = make_metrics(client.config.model.name, extensions.metrics_sinks.values())
     parsers = choose_parsers(options, extensions).load()
-    state = ServerState(client, tokenizer, options, metrics, parsers)
-    middlewares = [access_middleware, errors_middleware, _authorize]
+    state = ServerState(client, tokenizer, options, metrics, parsers, KeyRing.of(options))
+    cross_origin = CrossOrigin(options)
+    middlewares = [access_middleware, errors_middleware, cross_origin.preflight, authorize]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
-    app[STATE] = state
+    app[STATE], app[ROOT_PATH] = state, options.root_path
     app[RESPONSES] = ResponseStore(options.max_stored_responses)
     app.on_response_prepare.append(add_headers)
+    if cross_origin:
+        app.on_response_prepare.append(cross_origin.add_headers)
     app.on_cleanup.append(_close_metrics)
-    app.add_routes(ROUTES)
+    app.add_routes(rooted(ROUTES, options.root_path))
     add_plugin_routes(app, state, extensions.server_routes.values())
     return app
 
@@ -55,28 +60,12 @@ async def _close_metrics(app: web.Application) -> None:
     app[STATE].metrics.close()
 
 
-@web.middleware
-async def _authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Where there are keys, /v1 and plugins' routes want one of them as a bearer token (RFC 6750), or as Anthropic's do."""
-    keys = request.app[STATE].options.api_key
-    if keys and is_api(request):
-        given = request.headers.get("Authorization", "")
-        if is_messages(request) and "x-api-key" in request.headers:
-            given = f"Bearer {request.headers['x-api-key']}"
-        # Every key is compared, whichever matches: the time taken tells nothing.
-        if not any([hmac.compare_digest(given.encode(), b"Bearer " + key.encode()) for key in keys]):
-            return unauthorized(request)
-    return await handler(request)
-
-
 def run_frontend(config: Config, options: ServerOptions, listen_fd: int, control_endpoint: str) -> None:
     """Serve HTTP on an inherited listening socket until SIGTERM, then finish the running requests and refuse new ones.
 
     Another SIGTERM changes nothing: a service manager sends it to every process, and the supervisor, which ends what
-    takes too long, sends its own. Raises TokenizerError; the engine need not be ready yet.
+    takes too long, sends its own. Raises TokenizerError, ConfigError; the engine need not be ready yet.
     """
-    if not options.api_key and (key := envs.read().api_key):
-        options = msgspec.structs.replace(options, api_key=(key,))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, options, listen_fd, control_endpoint))
 
@@ -89,7 +78,8 @@ async def _serve(config: Config, options: ServerOptions, listen_fd: int, control
     app = create_app(client, tokenizer, options)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
-    await web.SockSite(runner, socket.socket(fileno=listen_fd), backlog=_BACKLOG).start()
+    site = web.SockSite(runner, socket.socket(fileno=listen_fd), ssl_context=ssl_context(options), backlog=_BACKLOG)
+    await site.start()
     await stop.wait()
     app[STATE].draining = True
     log.info("draining")

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from core.errors import CoreError, EngineDead, QueueFull, RequestError
 from core.logs import get_logger
+from core.server.paths import path_of
 
 log = get_logger("server")
 
@@ -64,13 +65,14 @@ class MessageError(msgspec.Struct, tag="error"):
     request_id: str
 
 
-_MESSAGE_ERRORS = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+_MESSAGE_ERRORS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
                    408: "timeout_error", 429: "rate_limit_error", 503: "overloaded_error"}  # fmt: skip
 
 
 def is_messages(request: web.Request) -> bool:
     """Whether the path is of Anthropic's API, whose errors and keys are its own."""
-    return request.path == "/v1/messages" or request.path.startswith("/v1/messages/")
+    path = path_of(request)
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def message_error(status: int, body: ErrorBody, request_id: str) -> MessageError:
@@ -168,3 +170,9 @@ def unauthorized(request: web.Request) -> web.Response:
     message = f"the API key is missing or wrong; send it as `Authorization: Bearer KEY`{other}"
     detail = ErrorDetail(message, "authentication_error", None, "invalid_api_key")
     return _json(request, 401, ErrorBody(detail), {"WWW-Authenticate": "Bearer"})
+
+
+def forbidden(request: web.Request) -> web.Response:
+    """The answer to anything but an administrator's key where one is due."""
+    message = f"{request.path[:200]} is for administrators: it wants a key that the server was given with --admin-key"
+    return _json(request, 403, ErrorBody(ErrorDetail(message, "permission_error", None, "not_an_admin_key")), {})

@@ -15,10 +15,36 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    uds: Annotated[str | None, Meta(description="listen on this Unix socket, mode 0600, and on no address")] = None
+    root_path: Annotated[
+        str,
+        Meta(pattern=r"^(/[!-~]*[^/ ])?$", description="path under which a reverse proxy shows this server, like /llm"),
+    ] = ""
+    ssl_certfile: Annotated[str | None, Meta(description="certificate chain (PEM): serve HTTPS with it")] = None
+    ssl_keyfile: Annotated[str | None, Meta(description="its private key (PEM); default: in the same file")] = None
+    ssl_ca_certs: Annotated[
+        str | None, Meta(description="authorities (PEM), one of which must have signed each client's certificate")
+    ] = None
     api_key: Annotated[
         tuple[str, ...],
-        Meta(description="key that /v1 requests must bear (repeatable); default: CORE_API_KEY, or none"),
+        Meta(description="key that requests must bear (repeatable); default: CORE_API_KEY, or none"),
     ] = ()
+    api_key_file: Annotated[str | None, Meta(description="file of more keys, one a line")] = None
+    admin_key: Annotated[
+        tuple[str, ...],
+        Meta(description="key for all routes and the administrators' (repeatable); default: CORE_ADMIN_KEY, or none"),
+    ] = ()
+    metrics_auth: Annotated[bool, Meta(description="/metrics wants a key too, where there are keys")] = True
+    allowed_origins: Annotated[
+        tuple[str, ...], Meta(description="origin whose pages may read answers, or * (repeatable, or a JSON list)")
+    ] = ()
+    allowed_methods: Annotated[
+        tuple[str, ...], Meta(description="methods that such pages may use; default: all (repeatable, or a JSON list)")
+    ] = ()
+    allowed_headers: Annotated[
+        tuple[str, ...], Meta(description="headers that they may send; default: all (repeatable, or a JSON list)")
+    ] = ()
+    allow_credentials: Annotated[bool, Meta(description="let such pages send cookies and certificates")] = False
     unknown_fields: Annotated[
         UnknownFields,
         Meta(description="unknown request fields; auto: refuse misspelt ones, ignore others and name them in a header"),

@@ -9,9 +9,10 @@ from aiohttp import web
 from core.extensions import Extension
 from core.server.errors import Handler
 from core.server.extensions import RouteContext
+from core.server.paths import ROOT_PATH, path_of, rooted
 from core.server.state import ServerState
 
-#: The handlers of plugins' routes, which are guarded and logged as /v1 is, whatever their paths.
+#: The handlers of plugins' routes, which are logged as /v1 is, whatever their paths.
 HANDLERS: web.AppKey[frozenset[Handler]] = web.AppKey("plugin_handlers", frozenset)
 
 
@@ -21,7 +22,8 @@ _API_PATHS = frozenset({"/tokenize", "/detokenize", "/invocations"})
 
 def is_api(request: web.Request) -> bool:
     """Whether this is what the server is for, and no operator's question."""
-    own = request.path.startswith("/v1/") or request.path in _API_PATHS
+    path = path_of(request)
+    own = path.startswith("/v1/") or path in _API_PATHS
     return own or request.match_info.handler in request.app[HANDLERS]
 
 
@@ -33,7 +35,7 @@ def add_plugin_routes(app: web.Application, state: ServerState, extensions: Iter
         for definition in _definitions(extension, state):
             _check_free(definition, owners, extension)
             try:
-                routes = app.add_routes([definition])
+                routes = app.add_routes(rooted([definition], app[ROOT_PATH]))
             except Exception as error:  # a path or a handler that aiohttp does not take
                 raise extension.error(f"cannot serve {_named(definition)}: {type(error).__name__}: {error}") from error
             owners.update(dict.fromkeys(routes, extension.distribution))

@@ -16,6 +16,7 @@ from core.engine.input import InputProcessor
 from core.errors import NotFound
 from core.metrics import Metrics
 from core.server.errors import NotReady
+from core.server.keys import KeyRing
 from core.server.options import ServerOptions
 from core.server.parsers import Parsers
 from core.tokenization import Tokenizer
@@ -30,6 +31,7 @@ class ServerState:
     options: ServerOptions
     metrics: Metrics
     parsers: Parsers
+    keys: KeyRing
     draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 

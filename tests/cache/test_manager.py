@@ -168,3 +168,16 @@ def test_reserve_skips_what_a_window_has_passed() -> None:
     assert blocks.tables[0] == [1, 2, 3]
     assert blocks.tables[1] == [NULL_BLOCK, NULL_BLOCK, 1]
     assert not cache.reserve(cache.new_tables(), cache.match(blocks, [1]), 6)
+
+
+def test_what_is_forgotten_is_not_found_and_nothing_owned_is_forgotten() -> None:
+    cache = make_cache(FULL, SLIDING)
+    tokens = list(range(8))
+    blocks = compute(cache, tokens)
+    assert not cache.forget()
+    assert cache.match(cache.new_tables(), [*tokens, 8]).num_blocks == 2
+    cache.release(blocks)
+    assert cache.forget()
+    assert cache.match(cache.new_tables(), [*tokens, 8]).num_blocks == 0
+    compute(cache, tokens)
+    assert cache.match(cache.new_tables(), [*tokens, 8]).num_blocks == 2

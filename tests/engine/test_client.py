@@ -21,6 +21,8 @@ from core.engine.messages import (
     EngineStatus,
     GetStats,
     Hello,
+    Reset,
+    ResetPrefixCache,
     StateChange,
     Stats,
     Submit,
@@ -77,7 +79,7 @@ class PlayedEngine:
         self._router = router
         self._peer = b""
 
-    async def hear(self) -> Submit | Abort | GetStats:
+    async def hear(self) -> ToEngine:
         self._peer, body = await self._router.recv_multipart()
         return msgspec.msgpack.decode(body, type=ToEngine)
 
@@ -281,3 +283,17 @@ async def test_a_draining_server_keeps_its_engine(stage: Stage) -> None:
     await engine.say(Deltas([RequestDelta("r", [5], "length")]))
     assert (await delta).token_ids == [5]
     assert stage.client.status.state == "draining"
+
+
+async def test_resets_are_answered_in_their_order_and_end_with_their_engine(stage: Stage) -> None:
+    engine = await stage.engine(1)
+    resets = [asyncio.ensure_future(stage.client.reset_prefix_cache()) for _ in range(3)]
+    for _ in resets:
+        assert await engine.hear() == ResetPrefixCache()
+    resets[0].cancel()
+    for done in (True, False):
+        await engine.say(Reset(done))
+    assert await resets[1] is False
+    await stage.tell("restarting", 1)
+    with pytest.raises(EngineDead, match="replaced"):
+        await resets[2]

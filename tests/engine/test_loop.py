@@ -9,7 +9,18 @@ import pytest
 from fake_engine import CONFIG, FakeEngine, make_request, tokens_of
 
 from core.engine.loop import EngineLoop
-from core.engine.messages import Abort, Deltas, FromEngine, GetStats, Rejected, Stats, Submit, encode
+from core.engine.messages import (
+    Abort,
+    Deltas,
+    FromEngine,
+    GetStats,
+    Rejected,
+    Reset,
+    ResetPrefixCache,
+    Stats,
+    Submit,
+    encode,
+)
 from core.engine.transport import Arrived, Mailbox, Peer
 
 
@@ -87,3 +98,11 @@ def test_refusals_and_figures_go_to_who_asked(engine: FakeEngine) -> None:
     assert refused == [(b"a", "three")]
     assert [peer for peer, message in mailbox.sent if isinstance(message, Stats)] == [b"b"]
     assert set(mailbox.tokens(b"a")) == {"one", "two"}
+
+
+def test_the_answer_to_a_reset_goes_to_who_asked(engine: FakeEngine) -> None:
+    mailbox = Letters(
+        [(b"b", ResetPrefixCache()), (b"a", Submit(make_request("r", [1], 2))), (b"a", ResetPrefixCache())]
+    )
+    serve(engine, mailbox)
+    assert [each for each in mailbox.sent if isinstance(each[1], Reset)] == [(b"b", Reset(True)), (b"a", Reset(False))]

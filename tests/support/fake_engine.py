@@ -135,6 +135,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._live), steps=self._steps)
 
+    def reset_prefix_cache(self) -> bool:
+        return not self._live
+
     def shutdown(self) -> None:
         self._live.clear()
 

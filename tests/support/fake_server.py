@@ -81,6 +81,7 @@ class FakeEngine(EngineClient):
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.stalls_stats = False
+        self.resets, self.resets_cache = 0, True
 
     @property
     def status(self) -> EngineStatus:
@@ -132,6 +133,10 @@ class FakeEngine(EngineClient):
         if self.stalls_stats:
             await asyncio.sleep(3600)
         return EngineStats(running=2, waiting=1, kv_usage=0.5, prompt_tokens=7, generated_tokens=11)
+
+    async def reset_prefix_cache(self) -> bool:
+        self.resets += 1
+        return self.resets_cache
 
     async def close(self) -> None:
         return

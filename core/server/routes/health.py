@@ -61,6 +61,14 @@ async def load(request: web.Request) -> web.Response:
     return _json({"server_load": request.app[STATE].load})
 
 
+async def reset_prefix_cache(request: web.Request) -> web.Response:
+    """Let no later request find the KV of an earlier one. 409 while requests run: they own theirs."""
+    state = request.app[STATE]
+    state.check_ready()
+    done = await state.client.reset_prefix_cache()
+    return _json({"reset": done}, 200 if done else 409)
+
+
 async def index(request: web.Request) -> web.Response:
     """What is here, for people who open the address in a browser."""
     state = request.app[STATE]
@@ -82,4 +90,5 @@ ROUTES = [
     web.get("/metrics", metrics),
     web.get("/load", load),
     web.get("/version", version),
+    web.post("/reset_prefix_cache", reset_prefix_cache),
 ]
