@@ -29,7 +29,7 @@ from core.program import OpProgram, Value
 from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 
 Kernel = Callable[..., None]
 Progress = Callable[[str, float], None]  # (what is being done, fraction done of it)
@@ -120,6 +120,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     bits; `batch_invariant`: a request's tokens do not depend on what else is in the batch, on chunking, on prefix
     hits or on preemption. `sampling`: which of `core.types.SAMPLING_FEATURES` are honoured; the core's own sampler,
     which the default worker uses, honours them all. `kv_transfer`: the attention backends export and import blocks.
+    `quantization`: the schemes that `MemoryBackend.alloc_quantized` takes; `ONLINE_SCHEMES` of them quantise a float
+    weight as it is uploaded, the others are GGUF's block types in lower case ("q4_k").
     """
 
     dtypes: tuple[DType, ...]
@@ -177,6 +179,18 @@ class AttentionQuery:
 
 # --- memory --------------------------------------------------------------------------------------------------
 
+#: Schemes that `MemoryBackend.upload` quantises to. int8: symmetric, one scale an output (row). int4: a scale and a
+#: minimum for each 32 inputs of an output, as GGUF's Q4_1.
+ONLINE_SCHEMES = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """Rows of a weight that are kept in one scheme of `Capabilities.quantization`; None: in the weight's own dtype."""
+
+    rows: int
+    scheme: str | None
+
 
 @dataclass(frozen=True)
 class MemoryInfo:
@@ -217,8 +231,38 @@ class MemoryBackend(abc.ABC):
     def in_use(self) -> Mapping[str, int]:
         """Bytes held now, by usage."""
 
+    # Needed where `Capabilities.quantization` is declared.
+
+    def quantized_size(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> int:
+        """Bytes that `alloc_quantized` would take."""
+        raise _not_quantized(shape, parts)
+
+    def alloc_quantized(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> Any:
+        """A weight [outputs, inputs] for `linear` and `embedding`, zero until it is filled, of usage weights.
+
+        `parts` lie one below the other; their rows add up to the outputs. `dtype` is what the weight reads as, and what
+        parts without a scheme are kept in. `upload` quantises float rows that fall into a part of an online scheme;
+        `download` gives the values that the kernels multiply by. Raises OutOfDeviceMemory; Unsupported for a scheme
+        that is not declared, or inputs that its blocks do not divide.
+        """
+        raise _not_quantized(shape, parts)
+
+    def upload_blocks(self, handle: Any, blocks: Any, scheme: str, *, row: int = 0) -> None:
+        """Fill rows `row …`, all of them of one part, with what a file keeps in GGUF's block type `scheme`.
+
+        blocks: host torch uint8 [rows, bytes of a row], the blocks of a row one after the other. The weight then reads
+        as `core.weights.gguf` would dequantise them, within the scheme's bound (docs/quantization.md). Raises ValueError
+        if they do not fit.
+        """
+        raise Unsupported(f"weights in {scheme}", f"{type(self).__name__} keeps none quantised")
+
     def synchronize(self) -> None:  # noqa: B027 - nothing to wait for is a fine default
         """Wait for the device to finish what it was given."""
+
+
+def _not_quantized(shape: Sequence[int], parts: Sequence[QuantizedRows]) -> Unsupported:
+    schemes = ", ".join(sorted({part.scheme or "no scheme" for part in parts}))
+    return Unsupported(f"a weight {list(shape)} of {schemes}", "this platform's memory keeps none quantised")
 
 
 # --- kernels -------------------------------------------------------------------------------------------------
