@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ _POLL_S = 0.01
 _STOP_S = 60.0
 _HOST = "127.0.0.1"
 _STDERR = 2
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ServerDidNotStart(CoreError):
@@ -44,7 +47,14 @@ class ServerProcess:
         ]
         self.started = time.perf_counter()
         # Its words go to our standard error: standard output is for the figures.
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=_STDERR)
+        # It drains and ends when we do, even if we are killed.
+        prctl = ctypes.CDLL(None).prctl
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=_STDERR,
+            preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - one thread, one system call
+        )
 
     @property
     def pid(self) -> int:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.bench import load, server
 from core.bench.figures import Figures, machine, save, show
-from core.cli.options import add_engine_options, count, engine_options, flag, positive
-from core.config import Options
+from core.cli.options import add_engine_options, changed, count, engine_options, positive, served_by
 from core.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 def _loaded(args: argparse.Namespace) -> Iterator[LLM]:
     from core import LLM  # torch: only where it is used
 
-    options = _given(engine_options(args))
+    options = changed(engine_options(args))
     with LLM(args.model, **options) as llm:
         yield llm
 
@@ -130,7 +129,10 @@ def _serve(args: argparse.Namespace) -> Figures:
         seed=args.load_seed,
     )
     with ExitStack() as stack:
-        url = args.url or stack.enter_context(server.served(_serve_arguments(args), args.timeout)).url
+        url = (
+            args.url
+            or stack.enter_context(server.served(served_by(args.model, engine_options(args)), args.timeout)).url
+        )
         bar = stack.enter_context(ProgressBar("serve", total=args.requests, unit="requests"))
 
         def done(sample: load.Sample) -> None:
@@ -152,25 +154,6 @@ def _startup(args: argparse.Namespace) -> Figures:
     samples = []
     with ProgressBar("startup", total=args.runs, unit="starts") as bar:
         for _ in range(args.runs):
-            samples.append(server.startup(_serve_arguments(args), args.timeout))
+            samples.append(server.startup(served_by(args.model, engine_options(args)), args.timeout))
             bar.advance(1)
     return server.startup_figures(samples)
-
-
-def _serve_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of `core serve` for the same model and engine."""
-    arguments = [args.model] if args.model else []
-    for name, value in _given(engine_options(args)).items():
-        if isinstance(value, bool):
-            arguments.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            arguments += [f"{flag(name)}={each}" for each in values]
-    return arguments
-
-
-def _given(options: Options) -> dict[str, Any]:
-    """The options that are not at their defaults."""
-    defaults = Options()
-    names = Options.__struct_fields__
-    return {name: value for name in names if (value := getattr(options, name)) != getattr(defaults, name)}

@@ -13,11 +13,12 @@ import core
 from core.config import nearest
 from core.errors import ConfigError, CoreError
 
-#: Command -> what `core --help` says of it. The module is `core.cli.<command>`.
+#: Command -> what `core --help` says of it. The module is `core.cli.<command>`, with `_` for `-`.
 COMMANDS = {
     "serve": "serve a model over HTTP, with OpenAI's API",
     "chat": "talk with a model that is served",
     "complete": "let a model that is served continue a text",
+    "run-batch": "answer a file of requests, in OpenAI's batch format",
     "plan": "show where a model's memory would go, without loading it",
     "simulate": "replay a trace of requests on simulated hardware, in virtual time",
     "platforms": "show the hardware platforms, their state, and why",
@@ -78,7 +79,7 @@ def _run(argv: list[str]) -> int:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise ConfigError(command, f"no such {kind}{nearest(command, [*COMMANDS, '--help', '--version'])}")
-    module = importlib.import_module(f"core.cli.{command}")
+    module = importlib.import_module(f"core.cli.{command.replace('-', '_')}")
     parser = Parser(prog="core")
     module.add_parser(parser.add_subparsers(dest="command", required=True))
     status: int = module.run(parser.parse_args(argv))

@@ -65,6 +65,25 @@ def given_options(args: argparse.Namespace, options: type[OptionsT]) -> OptionsT
         raise ConfigError(flag(path.rstrip("`")), message) from error
 
 
+def changed(options: msgspec.Struct) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    defaults = type(options)()
+    names = options.__struct_fields__
+    return {name: value for name in names if (value := getattr(options, name)) != getattr(defaults, name)}
+
+
+def served_by(model: str | None, *options: msgspec.Struct) -> list[str]:
+    """The arguments of a `core serve` of that model with those options."""
+    arguments = [model] if model else []
+    for name, value in (item for each in options for item in changed(each).items()):
+        if isinstance(value, bool):
+            arguments.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            arguments += [f"{flag(name)}={each}" for each in values]
+    return arguments
+
+
 def count(text: str) -> int:
     """An argument that is a whole number from 1."""
     if (value := int(text)) < 1:

@@ -10,7 +10,24 @@ from msgspec import Meta
 UnknownFields = Literal["auto", "ignore", "warn", "error"]
 
 
-class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ParserOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are read."""
+
+    tool_call_parser: Annotated[
+        str | None,
+        Meta(
+            description="how the model writes tool calls: hermes, llama3_json, or a plugin's; default: tools are refused"
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Meta(
+            description="how the model marks its reasoning: deepseek_r1, qwen3, or a plugin's; default: it is content"
+        ),
+    ] = None
+
+
+class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the HTTP frontends."""
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
@@ -53,16 +70,4 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_stored_responses: Annotated[
         int, Meta(ge=0, description="answers of /v1/responses that a frontend keeps for `previous_response_id`")
     ] = 1024
-    tool_call_parser: Annotated[
-        str | None,
-        Meta(
-            description="how the model writes tool calls: hermes, llama3_json, or a plugin's; default: tools are refused"
-        ),
-    ] = None
-    reasoning_parser: Annotated[
-        str | None,
-        Meta(
-            description="how the model marks its reasoning: deepseek_r1, qwen3, or a plugin's; default: it is content"
-        ),
-    ] = None
     log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True

@@ -17,7 +17,7 @@ from core.bench import load
 from core.bench.figures import percentile, spread
 from core.cli import bench
 from core.cli.main import Parser, main
-from core.cli.options import count, engine_options
+from core.cli.options import count, engine_options, served_by
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 100))
@@ -74,7 +74,7 @@ def test_arguments_reach_the_server_that_it_starts() -> None:
     parser = Parser()
     bench.add_parser(parser.add_subparsers())
     parsed = parser.parse_args(["bench", "startup", *given])
-    arguments = bench._serve_arguments(parsed)
+    arguments = served_by(parsed.model, engine_options(parsed))
     again = parser.parse_args(["bench", "startup", *arguments])
     assert (again.model, engine_options(again)) == ("m", engine_options(parsed))
     assert engine_options(again).max_num_seqs == 4 and not engine_options(again).enable_prefix_caching
