@@ -187,6 +187,7 @@ class RequestDelta(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] | None = None
     num_cached_tokens: int = 0  # prompt tokens whose KV was found, not computed
     error: str | None = None
+    queue_seconds: float = 0.0  # from arrival until it first ran; with its first token
 
 
 # --- the KV cache --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     error: str | None = None  # why, where the finish reason is `error`
+    queue_seconds: float = 0.0
 
 
 class TokenSource(Protocol):
@@ -69,6 +70,7 @@ class Choice:
             stop_reason=stop if stop is not None else delta.stop_reason,
             num_cached_tokens=delta.num_cached_tokens,
             error=delta.error,
+            queue_seconds=delta.queue_seconds,
         )
 
 

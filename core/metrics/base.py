@@ -23,6 +23,8 @@ class FinishedChoice:
     seconds: float
     first_token_seconds: float | None  # None without a token
     seconds_per_token: float | None  # after the first; None for answers of one token or none
+    queue_seconds: float | None = None  # until it first ran; None without a token
+    num_choices: int = 1  # that the request asked for, of each prompt
 
 
 class MetricsSink(abc.ABC):

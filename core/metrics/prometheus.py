@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. Names and buckets are vLLM's, with the prefix `core:`, so that its dashboards serve.
+"""Metrics for Prometheus. Names and buckets are vLLM's, with a prefix of our own: with vLLM's its dashboards serve as they are.
 
 Request figures are this frontend's own; the engine's are pulled from it when scraped, so they are the same
 whichever frontend answers.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from core.metrics.base import FinishedChoice, MetricsSink
 from core.types import EngineStats
+
+DEFAULT_PREFIX = "core:"
 
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -28,6 +30,14 @@ _REQUEST = (
     1920.0, 7680.0,
 )  # fmt: skip
 _TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
+
+_CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
+_PHASES = {
+    "queue": "From request until it first ran.",
+    "prefill": "From then to its first token.",
+    "decode": "From its first token to its last.",
+    "inference": "From when it first ran to its last token.",
+}
 
 _Value = Callable[[EngineStats], float]
 _GAUGES: dict[str, tuple[str, _Value]] = {
@@ -65,22 +75,25 @@ _COUNTERS: dict[str, tuple[str, _Value]] = {
 class _EngineCollector(Collector):
     """The engine's own figures, as of the scrape."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, prefix: str) -> None:
         self.stats: EngineStats | None = None
         self._model = model
+        self._prefix = prefix
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("core:engine_up", "1 when the engine answered this scrape.", labels=["model_name"])
+        up = GaugeMetricFamily(
+            f"{self._prefix}engine_up", "1 when the engine answered this scrape.", labels=["model_name"]
+        )
         up.add_metric([self._model], 0.0 if self.stats is None else 1.0)
         yield up
         if self.stats is None:
             return
         for name, (text, value) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"core:{name}", text, labels=["model_name"])
+            gauge = GaugeMetricFamily(f"{self._prefix}{name}", text, labels=["model_name"])
             gauge.add_metric([self._model], value(self.stats))
             yield gauge
         for name, (text, value) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"core:{name}", text, labels=["model_name"])
+            counter = CounterMetricFamily(f"{self._prefix}{name}", text, labels=["model_name"])
             counter.add_metric([self._model], value(self.stats))
             yield counter
 
@@ -88,10 +101,12 @@ class _EngineCollector(Collector):
 class PrometheusMetrics(MetricsSink):
     """A registry of its own: nothing is global, so several servers fit into one process."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, prefix: str = DEFAULT_PREFIX) -> None:
         self._model = model
+        self._prefix = prefix
         self._registry = CollectorRegistry()
-        self._engine = _EngineCollector(model)
+        ProcessCollector(registry=self._registry)
+        self._engine = _EngineCollector(model, prefix)
         self._registry.register(self._engine)
         self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN)
         self._next_token = self._histogram("inter_token_latency_seconds", "Between successive tokens.", _NEXT_TOKEN)
@@ -101,21 +116,38 @@ class PrometheusMetrics(MetricsSink):
         self._request = self._histogram("e2e_request_latency_seconds", "From request to last token.", _REQUEST)
         self._prompt = self._histogram("request_prompt_tokens", "Prompt length, by request.", _TOKENS)
         self._generated = self._histogram("request_generation_tokens", "Answer length, by request.", _TOKENS)
+        self._max_tokens = self._histogram(
+            "request_params_max_tokens", "The most tokens asked for, by request.", _TOKENS
+        )
+        self._n = self._histogram("request_params_n", "Choices asked for, by request.", _CHOICES)
+        self._phases = {
+            name: self._histogram(f"request_{name}_time_seconds", text, _REQUEST) for name, text in _PHASES.items()
+        }
+        self._http_requests = Counter(
+            "http_requests", "Answers, by status.", ["method", "status", "handler"], registry=self._registry
+        )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds",
+            "From request to the end of its answer.",
+            ["method", "handler"],
+            registry=self._registry,
+            buckets=_REQUEST,
+        )
         self._success = Counter(
-            "core:request_success",
+            f"{prefix}request_success",
             "Choices ended, by reason.",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
         self._sink_errors = Counter(
-            "core:metrics_sink_errors",
+            f"{prefix}metrics_sink_errors",
             "Events that a plugin's metrics sink raised on.",
             ["model_name", "sink"],
             registry=self._registry,
         )
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(f"core:{name}", text, ["model_name"], registry=self._registry, buckets=buckets)
+        histogram = Histogram(f"{self._prefix}{name}", text, ["model_name"], registry=self._registry, buckets=buckets)
         return histogram.labels(self._model)
 
     def first_token(self, seconds: float) -> None:
@@ -129,8 +161,18 @@ class PrometheusMetrics(MetricsSink):
         self._request.observe(choice.seconds)
         self._prompt.observe(choice.prompt_tokens)
         self._generated.observe(choice.generated_tokens)
+        self._max_tokens.observe(choice.max_tokens)
+        if choice.index == 0:
+            self._n.observe(choice.num_choices)
+        for name, seconds in _phases(choice).items():
+            self._phases[name].observe(seconds)
         if choice.seconds_per_token is not None:
             self._per_token.observe(choice.seconds_per_token)
+
+    def http(self, method: str, handler: str, status: int, seconds: float) -> None:
+        """A request was answered; `handler` is its route's pattern, or `none`."""
+        self._http_requests.labels(method, f"{status // 100}xx", handler).inc()
+        self._http_seconds.labels(method, handler).observe(seconds)
 
     def sink_error(self, sink: str) -> None:
         """A plugin's sink raised."""
@@ -140,3 +182,13 @@ class PrometheusMetrics(MetricsSink):
         """Everything, with the engine's figures where there are any: body and content type."""
         self._engine.stats = stats
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def _phases(choice: FinishedChoice) -> dict[str, float]:
+    """Seconds of each phase of a choice that got a token: queue and inference add up to the time until its last one."""
+    if choice.first_token_seconds is None or choice.queue_seconds is None:
+        return {}
+    queue, first = choice.queue_seconds, choice.first_token_seconds
+    decode = (choice.seconds_per_token or 0.0) * (choice.generated_tokens - 1)
+    prefill = max(first - queue, 0.0)
+    return {"queue": queue, "prefill": prefill, "decode": decode, "inference": prefill + decode}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from core.extensions import Extension
 from core.logs import get_logger
 from core.metrics.base import FinishedChoice, MetricsSink
-from core.metrics.prometheus import PrometheusMetrics
+from core.metrics.prometheus import DEFAULT_PREFIX, PrometheusMetrics
 from core.types import EngineStats
 
 log = get_logger("metrics")
@@ -38,6 +38,10 @@ class Metrics(MetricsSink):
         self._prometheus.finished(choice)
         for sink in self._sinks:
             sink.tell(lambda to: to.finished(choice))
+
+    def http(self, method: str, handler: str, status: int, seconds: float) -> None:
+        """A request was answered; `handler` is its route's pattern, or `none`."""
+        self._prometheus.http(method, handler, status, seconds)
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -84,9 +88,15 @@ class GuardedSink:
         )
 
 
-def make_metrics(model: str, sinks: Iterable[Extension], clock: Callable[[], float] = time.monotonic) -> Metrics:
+def make_metrics(
+    model: str,
+    sinks: Iterable[Extension],
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+) -> Metrics:
     """The metrics of a frontend that serves `model`. Raises PluginLoadError for a sink that cannot be made."""
-    prometheus = PrometheusMetrics(model)
+    prometheus = PrometheusMetrics(model, prefix)
     made = [(extension, _make(extension, model)) for extension in sinks]
     return Metrics(prometheus, [GuardedSink(extension, sink, prometheus.sink_error, clock) for extension, sink in made])
 

@@ -46,6 +46,7 @@ class Request:
         "num_tokens",
         "params",
         "parent",
+        "queue_seconds",
         "request_id",
         "row",
         "status",
@@ -77,6 +78,7 @@ class Request:
         self.num_tokens = len(self.token_ids)
         self.num_computed = 0
         self.num_cached = 0  # prompt tokens found in the cache; until a delta has reported them
+        self.queue_seconds = 0.0  # until it was first admitted; until a delta has reported them
         max_tokens = max_model_len if params.max_tokens is None else params.max_tokens
         self.max_length = min(self.num_prompt + max_tokens, max_model_len)
         self.min_length = self.num_prompt + params.min_tokens

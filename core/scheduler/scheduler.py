@@ -283,6 +283,7 @@ class Scheduler:
             request.was_admitted = True
             self._leave_queue(request)
             request.num_cached = min(start, request.num_prompt)
+            request.queue_seconds = self._clock() - request.key[1]
             self._prefix_queries += request.num_tokens
             self._prefix_hits += start
         plan.admitted.append(
@@ -331,6 +332,7 @@ class Scheduler:
         if request.num_computed >= request.blocks.next_full:
             self._register(request)
         num_cached, request.num_cached = request.num_cached, 0
+        queue_seconds, request.queue_seconds = request.queue_seconds, 0.0
         reason = request.finish_reason(token_id)
         if reason is not None:
             self._end(request)
@@ -343,6 +345,7 @@ class Scheduler:
             token_id if reason == "stop" and token_id in request.params.stop_token_ids else None,
             None if logprobs is None else [logprobs],
             num_cached,
+            queue_seconds=queue_seconds,
         )
 
     # --- states ----------------------------------------------------------------------------------------------

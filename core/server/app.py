@@ -39,7 +39,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     Raises PluginLoadError or ConfigError for what plugins add to the server and cannot be used.
     """
     extensions = client.config.extensions
-    metrics = make_metrics(client.config.model.name, extensions.metrics_sinks.values())
+    metrics = make_metrics(client.config.model.name, extensions.metrics_sinks.values(), prefix=options.metrics_prefix)
     parsers = choose_parsers(options, extensions).load()
     state = ServerState(client, tokenizer, options, metrics, parsers, KeyRing.of(options))
     cross_origin = CrossOrigin(options)

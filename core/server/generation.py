@@ -38,6 +38,7 @@ def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         stop_reason=last.stop_reason,
         num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
         error=last.error,
+        queue_seconds=max(delta.queue_seconds for delta in deltas),
     )
 
 
@@ -84,6 +85,7 @@ class _Choice:
     prompt_tokens: int
     cached_tokens: int = 0
     tokens: int = 0
+    queue_seconds: float = 0.0
     first_token_time: float = 0.0
     last_token_time: float = 0.0
     ended: bool = False
@@ -143,6 +145,7 @@ class Generation:
             choice.tokens += len(delta.token_ids)
             choice.last_token_time = now
         choice.cached_tokens = max(choice.cached_tokens, delta.num_cached_tokens)
+        choice.queue_seconds = max(choice.queue_seconds, delta.queue_seconds)
         if delta.finish_reason is not None:
             self._end(index, delta.finish_reason, now)
         if delta.finish_reason == "error":
@@ -159,7 +162,8 @@ class Generation:
                 self._end(index, reason, now)
 
     def _end(self, index: int, reason: str, now: float) -> None:
-        choice, max_tokens = self._choices[index], self.requests[index].params.max_tokens
+        choice, params = self._choices[index], self.requests[index].params
+        max_tokens = params.max_tokens
         assert max_tokens is not None, "set at admission"
         choice.ended = True
         decode_time = choice.last_token_time - choice.first_token_time
@@ -171,8 +175,10 @@ class Generation:
             cached_tokens=choice.cached_tokens,
             generated_tokens=choice.tokens,
             max_tokens=max_tokens,
+            num_choices=params.n,
             seconds=now - self.arrival,
             first_token_seconds=choice.first_token_time - self.arrival if choice.tokens else None,
+            queue_seconds=choice.queue_seconds if choice.tokens else None,
             seconds_per_token=decode_time / (choice.tokens - 1) if choice.tokens > 1 else None,
         )
         self.state.metrics.finished(finished)

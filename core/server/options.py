@@ -70,4 +70,8 @@ class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fie
     max_stored_responses: Annotated[
         int, Meta(ge=0, description="answers of /v1/responses that a frontend keeps for `previous_response_id`")
     ] = 1024
+    metrics_prefix: Annotated[
+        str,
+        Meta(pattern="^[a-zA-Z_:][a-zA-Z0-9_:]*$", description="of the metrics' names; vllm: for vLLM's dashboards"),
+    ] = "core:"
     log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.metrics.base import FinishedChoice
 from core.metrics.prometheus import PrometheusMetrics
 from core.types import EngineStats, KVTransferStats
 
@@ -22,3 +23,41 @@ def test_what_a_kv_connector_does_can_be_seen() -> None:
         "kv_connector_blocks_dropped_total": 1,
     }.items():
         assert f'core:{name}{{model_name="m"}} {value}.0\n' in text
+
+
+def sample(text: str, name: str) -> float:
+    """The value of a sample whose labels are the model's only."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f'{name}{{model_name="m"}} '))
+    return float(line.split()[-1])
+
+
+def test_with_vllms_prefix_every_name_is_vllms() -> None:
+    metrics = PrometheusMetrics("m", prefix="vllm:")
+    text = metrics.render(EngineStats(running=3))[0].decode()
+    assert sample(text, "vllm:num_requests_running") == 3
+    assert "core:" not in text
+
+
+def test_phases_of_a_request() -> None:
+    metrics = PrometheusMetrics("m")
+    finished = FinishedChoice(
+        request_id="a", index=0, reason="stop", prompt_tokens=8, cached_tokens=0, generated_tokens=5, max_tokens=9,
+        seconds=3.1, first_token_seconds=1.0, seconds_per_token=0.5, queue_seconds=0.25, num_choices=2,
+    )  # fmt: skip
+    metrics.finished(finished)
+    text = metrics.render(None)[0].decode()
+    for phase, seconds in {"queue": 0.25, "prefill": 0.75, "decode": 2.0, "inference": 2.75}.items():
+        assert sample(text, f"core:request_{phase}_time_seconds_sum") == seconds
+        assert sample(text, f"core:request_{phase}_time_seconds_count") == 1
+    assert sample(text, "core:request_params_max_tokens_sum") == 9
+    assert sample(text, "core:request_params_n_sum") == 2
+
+
+def test_one_without_a_token_has_no_phases() -> None:
+    metrics = PrometheusMetrics("m")
+    finished = FinishedChoice(
+        request_id="a", index=0, reason="abort", prompt_tokens=8, cached_tokens=0, generated_tokens=0, max_tokens=9,
+        seconds=3.1, first_token_seconds=None, seconds_per_token=None,
+    )  # fmt: skip
+    metrics.finished(finished)
+    assert sample(metrics.render(None)[0].decode(), "core:request_queue_time_seconds_count") == 0

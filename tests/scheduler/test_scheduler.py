@@ -230,6 +230,18 @@ def test_resumed_outputs_count_and_are_not_given_again() -> None:
     assert (delta.token_ids, delta.finish_reason) == ([7], "length")
 
 
+def test_the_first_delta_says_how_long_a_request_waited() -> None:
+    now = 5.0
+    engine = Engine(max_num_seqs=1, clock=lambda: now)
+    engine.add("first", [1], max_tokens=2, arrival_time=4.5)
+    engine.add("second", [2], max_tokens=2, arrival_time=5.0)
+    waited = []
+    for _ in range(4):
+        waited += [(delta.request_id, delta.queue_seconds) for delta in engine.turn()]
+        now += 1.0
+    assert waited == [("first", 0.5), ("first", 0.0), ("second", 2.0), ("second", 0.0)]
+
+
 def test_deadline_ends_running_and_waiting_requests() -> None:
     now = [0.0]
     engine = Engine(clock=lambda: now[0], max_num_seqs=1)

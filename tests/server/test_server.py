@@ -344,6 +344,22 @@ async def test_metrics(serve: Callable[..., Any]) -> None:
     assert figures[f"core:engine_up{{{label}}}"] == "1.0"
 
 
+async def test_metrics_of_http(serve: Callable[..., Any]) -> None:
+    server = serve(ServerOptions(metrics_prefix="vllm:"))
+    await post(server.url, COMPLETION)
+    await post(server.url, {**COMPLETION, "temperature": "hot"})
+    for path in ("/no/such", "/nor/this"):
+        await get(server.url + path)
+    _, text = await get(f"{server.url}/metrics")
+    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    for status in ("2xx", "4xx"):
+        label = f'handler="/v1/completions",method="POST",status="{status}"'
+        assert figures[f"http_requests_total{{{label}}}"] == "1.0"
+    assert figures['http_requests_total{handler="none",method="GET",status="4xx"}'] == "2.0"
+    assert figures['http_request_duration_seconds_count{handler="/v1/completions",method="POST"}'] == "2.0"
+    assert figures['vllm:engine_up{model_name="fake/model"}'] == "1.0" and "core:" not in text
+
+
 async def test_metrics_without_an_engine(server: Any) -> None:
     server.engine.stalls_stats = True
     text = (await get(f"{server.url}/metrics"))[1]
