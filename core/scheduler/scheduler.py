@@ -338,15 +338,9 @@ class Scheduler:
             self._end(request)
         elif request.status is Status.PREEMPTED and request.num_tokens == len(request.token_ids):
             self._wait(request)
-        return RequestDelta(
-            request.request_id,
-            [token_id],
-            reason,
-            token_id if reason == "stop" and token_id in request.params.stop_token_ids else None,
-            None if logprobs is None else [logprobs],
-            num_cached,
-            queue_seconds=queue_seconds,
-        )
+        stop = token_id if reason == "stop" and token_id in request.params.stop_token_ids else None
+        found = None if logprobs is None else [logprobs]
+        return RequestDelta(request.request_id, [token_id], reason, stop, found, num_cached, None, queue_seconds)
 
     # --- states ----------------------------------------------------------------------------------------------
 
