@@ -22,6 +22,7 @@ from core.engine.supervisor import Launch, Supervisor
 from core.progress import ProgressBar
 from core.server.cors import CrossOrigin
 from core.server.keys import KeyRing
+from core.server.limits import key_limits
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.tls import ssl_context
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for message in envs.unknown():
         _say(f"warning: {message}")
     tls, keys = ssl_context(server) is not None, KeyRing.of(server)  # the frontends make them too, and much later
-    CrossOrigin(server)
+    CrossOrigin(server), key_limits(server, has_keys=keys.has_clients)
     with listen(server) as listener:
         address = Address.of(listener, tls=tls, root_path=server.root_path)
         if address.is_public and not keys.has_clients:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from core.errors import InvalidRequest
-from core.server.errors import IGNORED_FIELDS, log
+from core.server.errors import IGNORED_FIELDS, SlowBody, log
 from core.server.generation import Generation
 from core.server.protocol import GenerationRequest, Request, parse
 from core.server.state import STATE, ServerState
@@ -36,12 +36,16 @@ async def read(request: web.Request, kind: type[_Request]) -> _Request:
 
 
 async def read_bytes(request: web.Request) -> bytes:
-    """The body as it came; again where it was read before. Raises InvalidRequest, HTTP 413."""
-    limit = request.app[STATE].options.max_body_bytes
+    """The body as it came; again where it was read before. Raises InvalidRequest, HTTP 408 and 413."""
+    options = request.app[STATE].options
+    limit = options.max_body_bytes
     if request.content_length is not None and request.content_length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
     try:
-        return await request.read()
+        async with asyncio.timeout(options.body_timeout):
+            return await request.read()
+    except TimeoutError:
+        raise SlowBody(options.body_timeout) from None
     except web.RequestPayloadError as error:
         raise InvalidRequest(f"the body could not be read: {error}") from error
 

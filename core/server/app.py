@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 
@@ -18,6 +19,7 @@ from core.server.authorize import authorize
 from core.server.cors import CrossOrigin
 from core.server.errors import add_headers, errors_middleware
 from core.server.keys import KeyRing
+from core.server.limits import key_limits, limiter
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.paths import ROOT_PATH, rooted
@@ -34,16 +36,18 @@ _BACKLOG = 1024
 
 
 def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOptions) -> web.Application:
-    """OpenAI's API in front of an engine. Serve it with `handler_cancellation`: a client that leaves ends its request.
+    """OpenAI's API in front of an engine. Serve it with `app_runner`.
 
     Raises PluginLoadError or ConfigError for what plugins add to the server and cannot be used.
     """
     extensions = client.config.extensions
     metrics = make_metrics(client.config.model.name, extensions.metrics_sinks.values(), prefix=options.metrics_prefix)
     parsers = choose_parsers(options, extensions).load()
-    state = ServerState(client, tokenizer, options, metrics, parsers, KeyRing.of(options))
+    keys = KeyRing.of(options)
+    state = ServerState(client, tokenizer, options, metrics, parsers, keys)
     cross_origin = CrossOrigin(options)
-    middlewares = [access_middleware, errors_middleware, cross_origin.preflight, authorize]
+    limit = limiter(key_limits(options, has_keys=keys.has_clients))
+    middlewares = [access_middleware, errors_middleware, cross_origin.preflight, authorize, limit]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
     app[STATE], app[ROOT_PATH] = state, options.root_path
     app[RESPONSES] = ResponseStore(options.max_stored_responses)
@@ -56,6 +60,18 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     return app
 
 
+def app_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.AppRunner:
+    """What serves the application: a client that leaves ends its request, and one that says nothing its connection."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        # It also ends a connection that brings no whole request head, its first one included.
+        keepalive_timeout=app[STATE].options.keepalive_timeout,
+        shutdown_timeout=shutdown_timeout,
+    )
+
+
 async def _close_metrics(app: web.Application) -> None:
     app[STATE].metrics.close()
 
@@ -66,8 +82,15 @@ def run_frontend(config: Config, options: ServerOptions, listen_fd: int, control
     Another SIGTERM changes nothing: a service manager sends it to every process, and the supervisor, which ends what
     takes too long, sends its own. Raises TokenizerError, ConfigError; the engine need not be ready yet.
     """
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, options, listen_fd, control_endpoint))
+
+
+def _allow_many_connections() -> None:
+    """Open as many files as the system lets this process: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: Config, options: ServerOptions, listen_fd: int, control_endpoint: str) -> None:
@@ -76,7 +99,7 @@ async def _serve(config: Config, options: ServerOptions, listen_fd: int, control
     client = RemoteEngineClient(control_endpoint, config)
     tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
     app = create_app(client, tokenizer, options)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+    runner = app_runner(app)
     await runner.setup()
     site = web.SockSite(runner, socket.socket(fileno=listen_fd), ssl_context=ssl_context(options), backlog=_BACKLOG)
     await site.start()

@@ -32,6 +32,16 @@ class NotReady(CoreError):
     """The engine is loading, or the server is draining: come back later."""
 
 
+class SlowBody(RequestError):
+    """A body that did not come in time."""
+
+    status = 408
+    kind = "timeout_error"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the body did not come within {seconds:g} seconds (--body-timeout)", code="slow_body")
+
+
 class EngineFailure(CoreError):
     """The engine gave up on one request."""
 

@@ -111,6 +111,13 @@ class Generation:
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """The answer as it comes. Raises RequestError, EngineDead, EngineFailure. Closing it aborts the request."""
+        with self.state.prompt_queue.waiting(sum(choice.prompt_tokens for choice in self._firsts())) as leave:
+            async with aclosing(self._batches()) as batches:
+                async for batch in batches:
+                    leave()
+                    yield batch
+
+    async def _batches(self) -> AsyncGenerator[Batch, None]:
         try:
             async with aclosing(_merged([self._deltas(request) for request in self.requests])) as batches:
                 async for batch in batches:
@@ -188,11 +195,15 @@ class Generation:
         times = [choice.first_token_time for choice in self._choices if choice.tokens]
         return min(times) - self.arrival if times else None
 
-    def usage(self) -> Usage:
-        """Token counts so far. A prompt counts once, however many choices it has."""
-        firsts = [
+    def _firsts(self) -> list[_Choice]:
+        """The first choice of each prompt."""
+        return [
             choice for choice, request in zip(self._choices, self.requests, strict=True) if not request.choice_index
         ]
+
+    def usage(self) -> Usage:
+        """Token counts so far. A prompt counts once, however many choices it has."""
+        firsts = self._firsts()
         prompt_tokens = sum(choice.prompt_tokens for choice in firsts)
         completion_tokens = sum(choice.tokens for choice in self._choices)
         cached = PromptTokensDetails(sum(choice.cached_tokens for choice in firsts))

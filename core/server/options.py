@@ -74,4 +74,24 @@ class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fie
         str,
         Meta(pattern="^[a-zA-Z_:][a-zA-Z0-9_:]*$", description="of the metrics' names; vllm: for vLLM's dashboards"),
     ] = "core:"
+    keepalive_timeout: Annotated[
+        float,
+        Meta(gt=0, description="seconds in which a connection must bring a whole request head, the first or the next"),
+    ] = 75.0
+    body_timeout: Annotated[float, Meta(gt=0, description="seconds in which a body must have come, else HTTP 408")] = (
+        60.0
+    )
+    send_timeout: Annotated[
+        float, Meta(gt=0, description="seconds for which a stream's reader may take nothing; then its request ends")
+    ] = 120.0
+    max_queued_tokens: Annotated[
+        int,
+        Meta(ge=0, description="prompt tokens waiting in a frontend beyond which requests get HTTP 429; 0: no limit"),
+    ] = 0
+    max_concurrency_per_key: Annotated[
+        int, Meta(ge=0, description="requests of one key that a frontend runs at once, else HTTP 429; 0: no limit")
+    ] = 0
+    rate_limit_per_key: Annotated[
+        int, Meta(ge=0, description="requests a minute that a frontend takes of one key, else HTTP 429; 0: no limit")
+    ] = 0
     log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from core.server.errors import describe, message_error
+from core.server.state import STATE
 
 _encoder = msgspec.json.Encoder()
 _HEADERS = {
@@ -27,12 +29,24 @@ class EventStream(abc.ABC):
 
     async def open(self, request: web.Request) -> None:
         """Send the headers; errors are events from here on."""
+        self._patience = request.app[STATE].options.send_timeout
+        self._transport = request.transport
         await self._response.prepare(request)
 
     async def write(self, events: list[bytes]) -> None:
-        """Send events, if there are any, in one write; waits while the client does not read."""
-        if events:
-            await self._response.write(b"".join(events))
+        """Send events, if there are any, in one write; waits while the client does not read.
+
+        Raises ConnectionError where it is gone, or takes nothing for `--send-timeout`: its request ends then.
+        """
+        if not events:
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._response.write(b"".join(events))
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+            raise ConnectionResetError(f"the reader took nothing for {self._patience:g} seconds") from None
 
     async def close(self) -> web.StreamResponse:
         """End the stream."""
@@ -76,10 +90,10 @@ class ChunkWriter(EventStream):
 
     async def close(self) -> web.StreamResponse:
         """End the stream."""
-        await self._response.write(_DONE)
+        await self.write([_DONE])
         return await super().close()
 
     async def fail(self, error: Exception, request_id: str) -> web.StreamResponse:
         _, body = describe(error, request_id)
-        await self._response.write(b"data: " + _encoder.encode(body) + b"\n\n")
+        await self.write([b"data: " + _encoder.encode(body) + b"\n\n"])
         return await self.close()

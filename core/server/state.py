@@ -19,6 +19,7 @@ from core.server.errors import NotReady
 from core.server.keys import KeyRing
 from core.server.options import ServerOptions
 from core.server.parsers import Parsers
+from core.server.prompt_queue import PromptQueue
 from core.tokenization import Tokenizer
 
 
@@ -36,6 +37,7 @@ class ServerState:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.prompt_queue = PromptQueue(self.options.max_queued_tokens)
         self._running = 0
         self.load = 0  # of them, requests to the API: what operators ask is none
         self._idle = asyncio.Event()

@@ -20,7 +20,7 @@ from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConf
 from core.engine.client import EngineClient
 from core.engine.messages import EngineStatus
 from core.extensions import NO_EXTENSIONS, Extensions
-from core.server.app import create_app
+from core.server.app import app_runner, create_app
 from core.server.options import ServerOptions
 from core.tokenization import ChatTemplate, Tokenizer
 from core.types import DType, EngineRequest, EngineStats, RequestDelta, TokenLogprobs
@@ -94,6 +94,8 @@ class FakeEngine(EngineClient):
         self.requests.append(request)
         finished = False
         try:
+            if self.stall_after == 0:
+                await asyncio.sleep(3600)
             for delta in self._deltas(request):
                 await asyncio.sleep(0)
                 yield delta
@@ -171,7 +173,7 @@ class ServerThread:
         self._loop.close()
 
     async def _serve(self) -> None:
-        runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=0.1)
+        runner = app_runner(self.app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
