@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import time
@@ -189,6 +190,8 @@ def test_a_stream_whose_reader_takes_nothing_is_ended(impatient: Any) -> None:
             running.append(send(impatient.url, "GET", "/load")[2]["server_load"])
             time.sleep(0.02)
         assert 1 in running
-        with pytest.raises(ConnectionError):
-            while client.recv(1 << 20):
-                pass
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while more := client.recv(1 << 20):
+                received = received[-100:] + more
+        assert received and b"[DONE]" not in received
