@@ -15,11 +15,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := requirements/constraints-cpu.txt
-NATIVE := setup.py $(shell find csrc -type f)
+NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -print)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins simulate-faults lint api-lock docs support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-cross test-sanitize simulate-faults lint api-lock docs support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -35,6 +35,12 @@ test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
 	@$(BIN)/python -m pytest -m "not slow and not plugins" $(ARGS)
+
+test-cross:  ## test the kernels for ARM and POWER under emulation (needs g++-aarch64-linux-gnu, g++-powerpc64le-linux-gnu, qemu-user)
+	@$(PYTHON) csrc/cpu/tests/run.py aarch64 ppc64le
+
+test-sanitize:  ## test the kernels of this machine under the address and undefined-behaviour sanitizers
+	@$(PYTHON) csrc/cpu/tests/run.py native --sanitize
 
 simulate-faults: $(VENV)/.core $(VENV)/.dev  ## whole servers among seeded faults in virtual time (SEEDS: how many; SEED=1 VERBOSE=1: one, in full)
 	@$(BIN)/python tests/simulation/simulate_faults.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(if $(VERBOSE),--verbose) $(ARGS)

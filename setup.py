@@ -15,18 +15,11 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
+sys.path.insert(0, str(Path(__file__).with_name("csrc")))  # a build front end does not put this folder there
+import tiers
+
 EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "conformance", "dev")
 TARGET_DEVICES = ("cpu", "none")
-
-COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# Contraction to fused multiply-adds is asked for by name, since -std=c++17 turns it off. The other two let a comparison
-# be vectorised; neither changes a result. -Wno-psabi: vectors wider than the baseline's are never passed between tiers.
-KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-KERNEL_SOURCES = [
-    f"csrc/cpu/kernels/{name}.cpp"
-    for name in ("attention", "kv_cache", "linear", "norm", "rope", "roofline", "silu_mul", "tier")
-]
-MODULE_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bindings", "dispatch", "isa", "rows", "threads")]
 
 
 def requirements(name: str) -> list[str]:
@@ -43,29 +36,17 @@ def target_device() -> str:
     return device
 
 
-def kernel_tiers() -> dict[str, list[str]]:
-    """Compiler flags of each instruction-set tier that this machine's kind of processor has (csrc/cpu/isa.hpp)."""
-    if platform.machine() in ("x86_64", "AMD64"):
-        return {
-            "scalar": ["-march=x86-64"],
-            "avx2": ["-march=x86-64-v3"],
-            "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-            "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
-        }
-    return {"scalar": []}
-
-
 class BuildKernels(build_ext):
     """Compiles the kernel sources once per tier and links all of them into the one module."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         objects: list[str] = []
-        for tier, flags in kernel_tiers().items():
+        for tier, flags in tiers.kernel_tiers(platform.machine()).items():
             objects += self.compiler.compile(
-                KERNEL_SOURCES,
+                tiers.KERNEL_SOURCES,
                 output_dir=str(Path(self.build_temp) / tier),
                 macros=[("CORE_ISA", tier)],
-                extra_postargs=[*ext.extra_compile_args, *KERNEL_FLAGS, *flags],
+                extra_postargs=[*ext.extra_compile_args, *tiers.KERNEL_FLAGS, *flags],
                 depends=ext.depends,
             )
         ext.extra_objects = objects
@@ -80,9 +61,9 @@ def extensions() -> list[Pybind11Extension]:
     return [
         Pybind11Extension(
             "platforms._shared._native",
-            MODULE_SOURCES,
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.[ch]pp")),
-            extra_compile_args=[*COMMON_FLAGS, *warnings_are_errors],
+            [*tiers.HOST_SOURCES, *tiers.BINDING_SOURCES],
+            depends=[*tiers.headers(), *tiers.KERNEL_SOURCES],
+            extra_compile_args=["-O3", *tiers.COMMON_FLAGS, *warnings_are_errors],
             libraries=["dl"],
         )
     ]
