@@ -26,6 +26,7 @@ from core.server.limits import key_limits
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.tls import ssl_context
+from core.server.tracing import check_tracing
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         _say(f"warning: {message}")
     tls, keys = ssl_context(server) is not None, KeyRing.of(server)  # the frontends make them too, and much later
     CrossOrigin(server), key_limits(server, has_keys=keys.has_clients)
+    check_tracing(server)
     with listen(server) as listener:
         address = Address.of(listener, tls=tls, root_path=server.root_path)
         if address.is_public and not keys.has_clients:

@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from core.server.errors import CLIENT_LEFT, REQUEST_ID, Handler, log
 from core.server.generation import GENERATION
+from core.server.paths import pattern
 from core.server.plugin_routes import is_api
 from core.server.state import STATE
 
@@ -27,19 +28,13 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
             return response
         finally:
             seconds = time.monotonic() - started
-            state.metrics.http(_method(request), _handler(request), status, seconds)
+            state.metrics.http(_method(request), pattern(request), status, seconds)
             if state.options.log_requests and api:
                 _log(request, status, seconds)
 
 
 def _method(request: web.Request) -> str:
     return request.method if request.method in hdrs.METH_ALL else "other"  # as few series as there are methods
-
-
-def _handler(request: web.Request) -> str:
-    """The pattern of the route; one name for all paths that have none, or anyone could make endless series."""
-    resource = request.match_info.route.resource
-    return "none" if resource is None else resource.canonical
 
 
 def _log(request: web.Request, status: int, seconds: float) -> None:

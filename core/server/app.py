@@ -28,6 +28,7 @@ from core.server.responses_store import RESPONSES, ResponseStore
 from core.server.routes import ROUTES
 from core.server.state import STATE, ServerState
 from core.server.tls import ssl_context
+from core.server.tracing import make_tracing
 from core.tokenization import Tokenizer, load_tokenizer
 
 log = get_logger("server")
@@ -47,7 +48,9 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     state = ServerState(client, tokenizer, options, metrics, parsers, keys)
     cross_origin = CrossOrigin(options)
     limit = limiter(key_limits(options, has_keys=keys.has_clients))
-    middlewares = [access_middleware, errors_middleware, cross_origin.preflight, authorize, limit]
+    tracing = make_tracing(options, client.config.model.name)
+    outermost = [] if tracing is None else [tracing.trace]
+    middlewares = [*outermost, access_middleware, errors_middleware, cross_origin.preflight, authorize, limit]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
     app[STATE], app[ROOT_PATH] = state, options.root_path
     app[RESPONSES] = ResponseStore(options.max_stored_responses)
@@ -55,6 +58,8 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     if cross_origin:
         app.on_response_prepare.append(cross_origin.add_headers)
     app.on_cleanup.append(_close_metrics)
+    if tracing is not None:
+        app.on_cleanup.append(tracing.close)
     app.add_routes(rooted(ROUTES, options.root_path))
     add_plugin_routes(app, state, extensions.server_routes.values())
     return app

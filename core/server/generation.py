@@ -195,6 +195,11 @@ class Generation:
         times = [choice.first_token_time for choice in self._choices if choice.tokens]
         return min(times) - self.arrival if times else None
 
+    def queue_seconds(self) -> float | None:
+        """From arrival until the first choice ran; None before the first token."""
+        times = [choice.queue_seconds for choice in self._choices if choice.tokens]
+        return min(times) if times else None
+
     def _firsts(self) -> list[_Choice]:
         """The first choice of each prompt."""
         return [

@@ -94,4 +94,8 @@ class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fie
     rate_limit_per_key: Annotated[
         int, Meta(ge=0, description="requests a minute that a frontend takes of one key, else HTTP 429; 0: no limit")
     ] = 0
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Meta(description="send a trace of each request there (OTLP over HTTP), like http://HOST:4318/v1/traces"),
+    ] = None
     log_requests: Annotated[bool, Meta(description="log one line for each request; never its text")] = True

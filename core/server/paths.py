@@ -21,3 +21,10 @@ def rooted(definitions: Iterable[web.RouteDef], root: str) -> list[web.RouteDef]
     definitions = list(definitions)
     again = [web.RouteDef(each.method, root + each.path, each.handler, each.kwargs) for each in definitions]
     return definitions + again if root else definitions
+
+
+def pattern(request: web.Request) -> str:
+    """The pattern of the route, as `/v1/responses/{response_id}`; `none` for all paths that have no route, or anyone could
+    make endless series of metrics."""
+    resource = request.match_info.route.resource
+    return "none" if resource is None else resource.canonical
