@@ -23,6 +23,8 @@ from core.types import SAMPLING_FEATURES, DType
 GIB = 1 << 30
 
 Policy = Literal["fcfs", "priority"]
+#: How weights are kept. stored: in a GGUF file's own blocks; int8, int4: quantised as they are loaded.
+Quantization = Literal["none", "stored", "int8", "int4"]
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -43,6 +45,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     served_model_name: Annotated[str | None, Meta(description="the name clients use; default: MODEL")] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of weights and activations")
+    ] = "auto"
+    quantization: Annotated[
+        Literal["auto", "none", "int8", "int4"],
+        Meta(
+            description="how weights are kept; auto: a GGUF file's blocks as they are, where --dtype is auto; none: in "
+            "--dtype; int8, int4: quantised as they are loaded"
+        ),
     ] = "auto"
     max_model_len: Annotated[
         Positive | None, Meta(description="longest prompt plus answer, in tokens; default: the model's")
@@ -128,6 +137,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_sampling: dict[str, Any] = {}  # from `generation_config.json`
     load_format: Literal["auto", "dummy"] = "auto"
     fingerprint: str = ""  # identity of the weights: part of every block hash
+    quantization: Quantization = "none"
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,6 +282,7 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
             default_sampling=_default_sampling(info.generation_config),
             load_format=options.load_format,
             fingerprint=info.fingerprint,
+            quantization=_quantization(options, info.format),
         ),
         cache=CacheConfig(
             block_size=options.block_size or 16,
@@ -318,6 +329,14 @@ def _dtype(wanted: str, hf_config: dict[str, Any], unsaid: str) -> DType:
         return DType(wanted)
     stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or unsaid).removeprefix("torch.")
     return DType(stored) if stored in ("float32", "bfloat16", "float16") else DType.BFLOAT16
+
+
+def _quantization(options: Options, format: str) -> Quantization:
+    """`auto` keeps a file's blocks, unless the user asked for weights of one type or for random ones."""
+    if options.quantization != "auto":
+        return options.quantization
+    kept = format == "gguf" and options.dtype == "auto" and options.load_format != "dummy"
+    return "stored" if kept else "none"
 
 
 def _chat_template(option: str | None) -> str | None:

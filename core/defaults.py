@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,9 +28,11 @@ from core.platform import (
     KVLayout,
     MemoryBackend,
     MemoryInfo,
+    QuantizedRows,
     Support,
 )
 from core.program import OpCall, Storage, Value
+from core.quantization import SCHEMES, block_inputs, dequantized, quantized
 from core.types import DType
 
 #: Bytes from which an allocation is first held against what is free. Asking costs about a millisecond, and hosts
@@ -58,6 +60,7 @@ class TorchMemory(MemoryBackend):
         self._device = torch.device(device)
         self._info = info
         self._held: dict[int, tuple[Any, str]] = {}  # by id: the handle is kept, so its id stays its own
+        self._parts: dict[int, Sequence[QuantizedRows]] = {}  # of the weights that were quantised, by id
 
     def info(self) -> MemoryInfo:
         """Total and free bytes now."""
@@ -94,13 +97,16 @@ class TorchMemory(MemoryBackend):
         """Give a tensor back. Raises ValueError on one that was not allocated here, or is already free."""
         if self._held.pop(id(handle), None) is None:
             raise ValueError("this tensor is not held by the memory backend: it was freed before, or never allocated")
+        self._parts.pop(id(handle), None)
 
     def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
         """Copy `data` into rows `row …`, converting the element type. Raises ValueError if it does not fit."""
         target = handle[row : row + data.shape[0]]
         if target.shape != data.shape:
             raise ValueError(f"{list(data.shape)} does not fit rows {row} … of {list(handle.shape)}")
-        target.copy_(data)
+        for rows, scheme in self._spans(handle, row, len(data)):
+            part = data[rows.start - row : rows.stop - row]
+            handle[rows].copy_(part if scheme is None else quantized(part, scheme))
 
     def download(self, handle: Any) -> Tensor:
         """The contents on the host; the tensor itself where the device is the host."""
@@ -113,6 +119,57 @@ class TorchMemory(MemoryBackend):
         for handle, usage in self._held.values():
             totals[usage] = totals.get(usage, 0) + handle.nbytes
         return totals
+
+    # The schemes' meaning, for devices that have no kernels for them yet: a weight is quantised, and what it then reads
+    # as is kept. It loses what the scheme loses, and takes the memory of its dtype.
+
+    def quantized_size(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> int:
+        """Bytes of the elements in `dtype`."""
+        del parts
+        return self.alloc_size(shape, dtype)
+
+    def alloc_quantized(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> Any:
+        """A tensor, whose rows are quantised as they are uploaded. Raises Unsupported where blocks do not divide rows."""
+        check_parts(shape, parts)
+        handle = self.alloc(shape, dtype, "weights")
+        self._parts[id(handle)] = tuple(parts)
+        return handle
+
+    def upload_blocks(self, handle: Any, blocks: Tensor, scheme: str, *, row: int = 0) -> None:
+        """Keep what the blocks stand for. Raises ValueError if they do not fit."""
+        data = dequantized(blocks, scheme)
+        if any(kept != scheme for _, kept in self._spans(handle, row, len(data))):
+            raise ValueError(f"rows {row} … {row + len(data)} are not kept in {scheme}")
+        if tuple(data.shape[1:]) != tuple(handle.shape[1:]) or row + len(data) > len(handle):
+            raise ValueError(f"{list(data.shape)} does not fit rows {row} … of {list(handle.shape)}")
+        handle[row : row + len(data)].copy_(data)
+
+    def _spans(self, handle: Any, row: int, count: int) -> Iterator[tuple[slice, str | None]]:
+        """`count` rows from `row` on, cut where the scheme changes."""
+        parts = self._parts.get(id(handle))
+        if parts is None:
+            yield slice(row, row + count), None
+            return
+        start = 0
+        for part in parts:
+            stop = start + part.rows
+            if max(start, row) < min(stop, row + count):
+                yield slice(max(start, row), min(stop, row + count)), part.scheme
+            start = stop
+
+
+def check_parts(shape: Sequence[int], parts: Sequence[QuantizedRows]) -> None:
+    """Whether a weight can have these parts. Raises Unsupported, or ValueError where their rows do not add up."""
+    outputs, inputs = shape
+    if sum(part.rows for part in parts) != outputs:
+        raise ValueError(f"parts of {[part.rows for part in parts]} rows do not make the {outputs} of {list(shape)}")
+    for scheme in {part.scheme for part in parts if part.scheme}:
+        if scheme not in SCHEMES:
+            raise Unsupported(f"weights in {scheme}", f"the schemes are {', '.join(SCHEMES)}")
+        if inputs % block_inputs(scheme):
+            raise Unsupported(
+                f"weights in {scheme} of {inputs} inputs", f"its blocks are of {block_inputs(scheme)} inputs"
+            )
 
 
 def _mapped(size: int) -> Tensor:

@@ -17,6 +17,9 @@ from core.config import resolve
 from core.platform import MemoryPlan, Plan
 
 
+_WEIGHTS = {"none": "", "stored": "in the file's own blocks"}
+
+
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser("plan", help="show where a model's memory would go, without loading it")
@@ -52,6 +55,7 @@ def describe(plan: Plan, memory: MemoryPlan, platform: str) -> dict[str, Any]:
         "architecture": config.model.architecture,
         "platform": platform,
         "dtype": str(config.model.dtype),
+        "quantization": config.model.quantization,
         **memory.sizes(),
         "fits": memory.total <= memory.free and longest_sequences > 0,
         "kv_dtype": str(config.cache.dtype),
@@ -67,7 +71,7 @@ def describe(plan: Plan, memory: MemoryPlan, platform: str) -> dict[str, Any]:
 def _advice(described: dict[str, Any]) -> str:
     if not described["longest_sequences"]:
         return "not one longest sequence fits the KV cache: raise --kv-cache-memory or lower --max-model-len"
-    return "" if described["fits"] else "it does not fit: lower --kv-cache-memory, or set a smaller --dtype"
+    return "" if described["fits"] else "it does not fit: lower --kv-cache-memory, or set a smaller --dtype or --quantization"
 
 
 def _print(described: dict[str, Any]) -> None:
@@ -82,7 +86,8 @@ def _print(described: dict[str, Any]) -> None:
         f"{described['kv_blocks']:,} blocks of {described['kv_block_size']} tokens in {described['kv_dtype']}: "
         f"{described['kv_tokens']:,} tokens, {described['longest_sequences']:,} sequences of {described['max_model_len']:,}"
     )
-    notes = {"kv_cache": kv, "free": _advice(described)}
+    weights = _WEIGHTS.get(described["quantization"], described["quantization"])
+    notes = {"weights": weights, "kv_cache": kv, "free": _advice(described)}
     for name in ("weights", "activations", "inputs", "kv_cache", "total", "free"):
         label = {"kv_cache": "KV cache", "free": "free memory"}.get(name, name)
         table.add_row(label, f"{described[name] / 2**20:,.1f} MiB", Text(notes.get(name, "")))

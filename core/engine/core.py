@@ -12,10 +12,20 @@ import msgspec
 from core import plugins
 from core.cache.manager import CacheManager
 from core.clock import Clock
-from core.config import Config
+from core.config import Config, Quantization
 from core.errors import ConfigError, PlatformError, Unsupported
 from core.logs import get_logger
-from core.platform import BlockFormat, ChosenPlatform, Executor, MemoryPlan, Plan, Platform, Ticket
+from core.platform import (
+    ONLINE_SCHEMES,
+    BlockFormat,
+    ChosenPlatform,
+    Executor,
+    MemoryPlan,
+    Override,
+    Plan,
+    Platform,
+    Ticket,
+)
 from core.scheduler.scheduler import Scheduler
 from core.transfer import GuardedIndex, block_identity, open_index
 from core.types import EngineRequest, EngineStats, RequestDelta, StepPlan
@@ -169,7 +179,31 @@ def _plan(platform: Platform, config: Config) -> Plan:
             f"--kv-connector {plan.config.cache.connector.name}", "this platform does not move KV blocks to the host"
         )
     declared = msgspec.structs.replace(plan.config.platform, sampling=capabilities.sampling)
-    return msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, platform=declared))
+    plan = msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, platform=declared))
+    return _plan_quantization(plan, capabilities.quantization)
+
+
+def _plan_quantization(plan: Plan, schemes: tuple[str, ...]) -> Plan:
+    """Weights as asked for, or a GGUF file's blocks where the platform has any. Raises Unsupported."""
+    model = plan.config.model
+    if model.quantization in ("none", *schemes):
+        return plan
+    if model.quantization != "stored":
+        has = f"has {', '.join(schemes)}" if schemes else "keeps no quantised weights"
+        raise Unsupported(f"--quantization {model.quantization}", f"this platform {has}")
+    if set(schemes) - set(ONLINE_SCHEMES):
+        reason = (
+            f"the file's blocks are kept as they are where the platform has their type; activations are {model.dtype}"
+        )
+        return _with_quantization(plan, "stored", reason)
+    return _with_quantization(plan, "none", f"this platform keeps no GGUF blocks: the weights become {model.dtype}")
+
+
+def _with_quantization(plan: Plan, value: Quantization, reason: str) -> Plan:
+    model = msgspec.structs.replace(plan.config.model, quantization=value)
+    override = Override(option="quantization", value=value, reason=reason)
+    config = msgspec.structs.replace(plan.config, model=model)
+    return msgspec.structs.replace(plan, config=config, overrides=(*plan.overrides, override))
 
 
 def _num_blocks(plan: MemoryPlan, budget: int) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from core.defaults import EagerExecutable
 from core.errors import Unsupported
+from core.layers.base import Parameter
 from core.logs import get_logger
 from core.platform import (
     Bindings,
@@ -36,6 +37,7 @@ from core.sampling import make_sampler
 from core.transfer import open_blocks
 from core.types import DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 from core.weights import loader
+from core.weights.placement import plan_parts
 from core.weights.quantized import open_weights
 
 log = get_logger("runner")
@@ -56,7 +58,11 @@ class Worker:
         self._kernels = resolve_kernels(
             platform, self._attention, self._model.program, fallback=self._config.platform.op_fallback
         )
-        self._buckets = platform.capabilities().buckets
+        capabilities = platform.capabilities()
+        self._buckets = capabilities.buckets
+        self._parts = plan_parts(
+            self._config, self._model.program, self._model.parameters, capabilities.quantization
+        )  # of the weights that are kept quantised
         self._limits = self._step_limits()
         self._arena = plan_arena(self._model.program, self._limits)
         self._handles: dict[int, Any] = {}
@@ -87,12 +93,11 @@ class Worker:
 
     def plan_memory(self) -> MemoryPlan:
         """Bytes by use, from shapes alone; the KV cache as large as the configuration allows and can use."""
-        weights = sum(self._memory.alloc_size(p.value.resolve(0, 0), p.value.dtype) for p in self._model.parameters)
         budget = self._config.cache.memory_bytes or 0
         block_format = self._block_format()
         block_bytes = sum(block_format.block_bytes)
         return MemoryPlan(
-            weights=weights,
+            weights=sum(map(self._weight_size, self._model.parameters)),
             activations=self._memory.alloc_size((max(self._arena.size, 1),), DType.UINT8),
             inputs=sum(self._memory.alloc_size(shape, dtype) for shape, dtype in self._io_shapes().values()),
             kv_block_bytes=block_bytes,
@@ -101,6 +106,13 @@ class Worker:
             free=self._memory.info().free,
             block_format=block_format,
         )
+
+    def _weight_size(self, parameter: Parameter) -> int:
+        value = parameter.value
+        shape, parts = value.resolve(0, 0), self._parts.get(value.index)
+        if parts is None:
+            return self._memory.alloc_size(shape, value.dtype)
+        return self._memory.quantized_size(shape, value.dtype, parts)
 
     def _kv_layouts(self) -> dict[int, KVLayout]:
         return {
@@ -132,10 +144,14 @@ class Worker:
         model = self._config.model
         if model.load_format == "dummy":
             seed = self._config.options.seed
-            self._handles = loader.dummy_parameters(self._model.parameters, self._memory, progress, seed=seed)
+            self._handles = loader.dummy_parameters(
+                self._model.parameters, self._memory, progress, self._parts, seed=seed
+            )
         else:
             with closing(open_weights(self._config)) as reader:
-                self._handles = loader.load_parameters(self._model.parameters, reader, self._memory, progress)
+                self._handles = loader.load_parameters(
+                    self._model.parameters, reader, self._memory, progress, self._parts
+                )
                 unused = loader.unused_tensors(self._model.parameters, reader.tensors())
             if unused:
                 log.warning("%d tensors of the checkpoint are not used, the first is %s", len(unused), unused[0])

@@ -36,7 +36,8 @@ def open_blocks(config: Config, blocks: BlockFormat) -> BlockTransfer | None:
 
 def block_identity(config: Config, blocks: BlockFormat | None) -> str:
     """All that makes equal tokens mean different KV, on this machine or another (see `core.cache.prefix`)."""
-    parts = [config.model.fingerprint, config.model.dtype, config.cache.dtype, config.cache.block_size]
+    model, cache = config.model, config.cache
+    parts = [model.fingerprint, model.dtype, model.quantization, cache.dtype, cache.block_size]
     if blocks is not None:
         parts += [config.platform.name, blocks.layout]
     return "/".join(map(str, parts))

@@ -66,6 +66,13 @@ class WeightReader(ABC):
         view of the file. Raises `WeightError` for a name that is not there.
         """
 
+    def blocks(self, name: str, rows: slice | None = None) -> Bytes:
+        """A quantised tensor's own blocks, uint8 `[rows, bytes of a row]`, in the order of the rows of `read`.
+
+        Given by readers whose `TensorMeta.quant` names one of GGUF's types. Raises `WeightError` by others.
+        """
+        raise WeightError(self.path, "is not kept in blocks", tensor=name)
+
     @abstractmethod
     def stored(self, name: str) -> Bytes:
         """The tensor's bytes as they lie in the file, shape `[nbytes]`, read-only."""

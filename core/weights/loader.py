@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,26 @@ import torch
 
 from core.errors import WeightError
 from core.layers.base import Parameter, ShardSpec, Source
-from core.platform import MemoryBackend, Progress
+from core.platform import ONLINE_SCHEMES, MemoryBackend, Progress
 from core.types import DType
 from core.weights.base import WeightReader
+from core.weights.placement import Parts, scheme_of
 
 _DUMMY_STD = 0.02
 
+#: Weights that are on the host at once, as float32 16 MiB: a table of gigabytes is never there whole.
+_CHUNK = 4 << 20
+_CHUNK_ROWS = 64  # a chunk begins at a multiple of these, where the device's panels do
+
 
 def load_parameters(
-    parameters: Sequence[Parameter], reader: WeightReader, memory: MemoryBackend, progress: Progress
+    parameters: Sequence[Parameter],
+    reader: WeightReader,
+    memory: MemoryBackend,
+    progress: Progress,
+    parts: Mapping[int, Parts] = MappingProxyType({}),
 ) -> dict[int, Any]:
-    """A handle for each parameter, by Value.index, filled from the checkpoint.
+    """A handle for each parameter, by Value.index, filled from the checkpoint; `parts` of those that are quantised.
 
     Raises WeightError where a tensor is missing or has another shape than the model's.
     """
@@ -31,9 +41,11 @@ def load_parameters(
     total = sum(len(parameter.sources) for parameter in parameters)
     done = 0
     for parameter in parameters:
-        handle = handles[parameter.value.index] = _allocate(parameter, memory)
+        own = parts.get(parameter.value.index, ())
+        handle = handles[parameter.value.index] = _allocate(parameter, memory, own)
         for source in parameter.sources:
-            memory.upload(handle, _read(parameter, source, reader), row=source.row)
+            _check(parameter, source, reader)
+            _fill(parameter, source, reader, memory, handle, scheme_of(own, source.row))
             reader.release(source.name)  # or the mapped file would stay in memory beside the copy
             done += 1
             progress("loading weights", done / total)
@@ -41,32 +53,47 @@ def load_parameters(
 
 
 def dummy_parameters(
-    parameters: Sequence[Parameter], memory: MemoryBackend, progress: Progress, *, seed: int
+    parameters: Sequence[Parameter],
+    memory: MemoryBackend,
+    progress: Progress,
+    parts: Mapping[int, Parts] = MappingProxyType({}),
+    *,
+    seed: int,
 ) -> dict[int, Any]:
     """The same with random weights of standard deviation 0.02 (norms: one), the same for every run of a seed."""
     handles: dict[int, Any] = {}
     for done, parameter in enumerate(parameters, 1):
-        handle = handles[parameter.value.index] = _allocate(parameter, memory)
-        name, shape = parameter.value.name, parameter.value.resolve(0, 0)
+        index, name, shape = parameter.value.index, parameter.value.name, parameter.value.resolve(0, 0)
+        handle = handles[index] = _allocate(parameter, memory, parts.get(index, ()))
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         if parameter.sources:
             ones = len(shape) == 1 and "norm" in name
-            data = torch.ones(shape) if ones else torch.randn(shape, generator=generator) * _DUMMY_STD
-            memory.upload(handle, data)
+            for rows in _chunks(*shape):
+                size = (rows.stop - rows.start, *shape[1:])
+                data = torch.ones(size) if ones else torch.randn(size, generator=generator).mul_(_DUMMY_STD)
+                memory.upload(handle, data, row=rows.start)
         progress("making weights", done / len(parameters))
     return handles
 
 
-def _allocate(parameter: Parameter, memory: MemoryBackend) -> Any:
+def _allocate(parameter: Parameter, memory: MemoryBackend, parts: Parts) -> Any:
     value = parameter.value
-    handle = memory.alloc(value.resolve(0, 0), value.dtype, "weights")
+    shape = value.resolve(0, 0)
+    if parts:
+        return memory.alloc_quantized(shape, value.dtype, parts)
+    handle = memory.alloc(shape, value.dtype, "weights")
     if parameter.constant is not None:
         memory.upload(handle, torch.tensor(parameter.constant, dtype=torch.float32))
     return handle
 
 
-def _read(parameter: Parameter, source: Source, reader: WeightReader) -> torch.Tensor:
-    """This rank's slice of one checkpoint tensor, as a host torch tensor in the stored type."""
+def _chunks(rows: int, columns: int = 1) -> Iterator[slice]:
+    step = max(_CHUNK // max(columns, 1) // _CHUNK_ROWS, 1) * _CHUNK_ROWS
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _check(parameter: Parameter, source: Source, reader: WeightReader) -> None:
+    """Raises WeightError where the checkpoint's tensor is missing or has another shape than the model's."""
     tensors = reader.tensors()
     meta = tensors.get(source.name)
     if meta is None:
@@ -79,12 +106,27 @@ def _read(parameter: Parameter, source: Source, reader: WeightReader) -> torch.T
         raise WeightError(
             reader.path, f"shape {list(meta.shape)}, the model needs {list(expected)}", tensor=source.name
         )
+
+
+def _fill(
+    parameter: Parameter, source: Source, reader: WeightReader, memory: MemoryBackend, handle: Any, scheme: str | None
+) -> None:
+    """This rank's slice of one checkpoint tensor, chunk by chunk, as its blocks or in the stored type."""
     shard = parameter.shard
-    rows = shard.span(expected[0]) if shard.dim == 0 and shard.world > 1 else None
-    data = as_torch(reader.read(source.name, rows), meta.dtype)
-    if shard.dim == 1 and shard.world > 1:
-        data = data[:, shard.span(expected[1])]
-    return data
+    first = shard.rank * source.rows if shard.dim == 0 else 0
+    dtype = reader.tensors()[source.name].dtype
+    for rows in _chunks(source.rows, *parameter.value.resolve(0, 0)[1:]):
+        row, wanted = source.row + rows.start, slice(first + rows.start, first + rows.stop)
+        if scheme is not None and scheme not in ONLINE_SCHEMES:
+            blocks = _columns(reader.blocks(source.name, wanted), shard)
+            memory.upload_blocks(handle, as_torch(np.ascontiguousarray(blocks), DType.UINT8), scheme, row=row)
+        else:
+            memory.upload(handle, as_torch(_columns(reader.read(source.name, wanted), shard), dtype), row=row)
+
+
+def _columns(array: np.ndarray[Any, Any], shard: ShardSpec) -> np.ndarray[Any, Any]:
+    """This rank's columns; of blocks too, which were planned so that ranks part between two of them."""
+    return array[:, shard.span(array.shape[1])] if shard.dim == 1 and shard.world > 1 else array
 
 
 def _whole_shape(parameter: Parameter, source: Source) -> tuple[int, ...]:

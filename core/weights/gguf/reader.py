@@ -47,6 +47,16 @@ class GGUFReader(WeightReader):
             return dequantize(stored, QUANT_TYPES[meta.quant], index)
         return stored if index is None else stored[index]
 
+    def blocks(self, name: str, rows: slice | None = None) -> Bytes:
+        meta = self._meta(name)
+        if meta.quant is None:
+            return super().blocks(name, rows)
+        stored = self._typed(meta, self._offsets[name])
+        index = self._stored_rows(meta, rows)
+        if index is not None:
+            return stored[index]
+        return stored if rows is None else stored[rows]
+
     def stored(self, name: str) -> Bytes:
         return self._file.view(self._offsets[name], self._meta(name).nbytes)
 
