@@ -44,7 +44,8 @@ def quantized(rows: Tensor, scheme: str) -> Tensor:
 
 def _codes(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """A scale of zero has one value to give, whatever the code."""
-    return (values / scale).nan_to_num(0.0, 0.0, 0.0).round().clamp(low, high)
+    codes: Tensor = (values / scale).nan_to_num(0.0, 0.0, 0.0).round().clamp(low, high)
+    return codes
 
 
 def dequantized(blocks: Tensor, scheme: str) -> Tensor:

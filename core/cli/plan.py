@@ -16,7 +16,6 @@ from core.cli.options import add_engine_options, engine_options
 from core.config import resolve
 from core.platform import MemoryPlan, Plan
 
-
 _WEIGHTS = {"none": "", "stored": "in the file's own blocks"}
 
 
@@ -71,7 +70,11 @@ def describe(plan: Plan, memory: MemoryPlan, platform: str) -> dict[str, Any]:
 def _advice(described: dict[str, Any]) -> str:
     if not described["longest_sequences"]:
         return "not one longest sequence fits the KV cache: raise --kv-cache-memory or lower --max-model-len"
-    return "" if described["fits"] else "it does not fit: lower --kv-cache-memory, or set a smaller --dtype or --quantization"
+    return (
+        ""
+        if described["fits"]
+        else "it does not fit: lower --kv-cache-memory, or set a smaller --dtype or --quantization"
+    )
 
 
 def _print(described: dict[str, Any]) -> None:
