@@ -92,15 +92,15 @@ class FakeEngine(EngineClient):
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[RequestDelta]:
         self.requests.append(request)
-        finished = False
+        finished, stall_after = False, self.stall_after  # a test may change it for the requests that follow
         try:
-            if self.stall_after == 0:
+            if stall_after == 0:
                 await asyncio.sleep(3600)
             for delta in self._deltas(request):
                 await asyncio.sleep(0)
                 yield delta
                 finished = delta.finish_reason is not None
-                if len(request.output_token_ids) == self.stall_after:
+                if len(request.output_token_ids) == stall_after:
                     await asyncio.sleep(3600)
         finally:
             if not finished:
