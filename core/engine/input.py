@@ -35,9 +35,15 @@ class InputProcessor:
         cache_salt: str = "",
         add_special_tokens: bool = True,
         field: str = "prompt",
+        keep_last: int | None = None,
     ) -> list[EngineRequest]:
-        """One request for each of the n choices, seed and max_tokens set. Raises InvalidRequest naming the field."""
-        token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field)
+        """One request for each of the n choices, seed and max_tokens set. Raises InvalidRequest naming the field.
+
+        `keep_last`: how many of the prompt's tokens to keep, from its end; -1: as many as fit beside max_tokens.
+        """
+        if keep_last == -1:
+            keep_last = self._max_model_len - min(params.max_tokens or 1, self._max_model_len - 1)
+        token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field, keep_last=keep_last)
         room = self._max_model_len - len(token_ids)
         if params.max_tokens is not None and params.max_tokens > room:
             raise InvalidRequest(
@@ -84,15 +90,23 @@ class InputProcessor:
                 raise InvalidRequest(f"{feature}: this server's platform does not support it{hint}", param=feature)
 
     def encode(
-        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True, field: str = "prompt"
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_special_tokens: bool = True,
+        field: str = "prompt",
+        keep_last: int | None = None,
     ) -> list[int]:
-        """Token ids of a prompt that fits the context with at least one token to come."""
+        """Token ids of a prompt, or its last ones, that fit the context with at least one token to come."""
         if isinstance(prompt, str):
-            self._refuse_hopeless(prompt, field)
+            if keep_last is None:
+                self._refuse_hopeless(prompt, field)
             token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens, param=field)
         else:
             token_ids = list(prompt)
             self._check_ids(token_ids, field)
+        if keep_last is not None:
+            token_ids = token_ids[max(0, len(token_ids) - keep_last) :]
         if not token_ids:
             raise InvalidRequest(f"{field}: it is empty; at least one token is needed", param=field)
         if len(token_ids) >= self._max_model_len:

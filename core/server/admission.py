@@ -87,6 +87,7 @@ async def admit(
                 cache_salt=body.cache_salt or "",
                 add_special_tokens=add_special_tokens,
                 field=field,
+                keep_last=body.truncate_prompt_tokens,
             )
         ]
 

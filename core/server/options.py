@@ -66,6 +66,9 @@ class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fie
         UnknownFields,
         Meta(description="unknown request fields; auto: refuse misspelt ones, ignore others and name them in a header"),
     ] = "auto"
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="render conversations by a chat template that comes with the request")
+    ] = False
     max_body_bytes: Annotated[int, Meta(ge=1, description="longest request body; longer ones get HTTP 413")] = 8 << 20
     max_stored_responses: Annotated[
         int, Meta(ge=0, description="answers of /v1/responses that a frontend keeps for `previous_response_id`")

@@ -28,7 +28,10 @@ TokenId = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 MAX_ANSWERS = 4096  # that one request may ask for: what a full queue holds by default
 DEFAULT_MAX_TOKENS = 16  # of a completion, as OpenAI has it; a chat goes on until the context is full
-_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+MAX_TEMPLATE = 1 << 16  # characters of a chat template that comes with a request
+_TEMPLATE_ARGUMENTS = frozenset({
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "reasoning_effort",
+})  # fmt: skip
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -76,6 +79,8 @@ class GenerationRequest(Request, kw_only=True):
     priority: Priority | None = None
     cache_salt: str | None = None
     request_id: RequestId | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None  # the last ones are kept; -1: those that fit
+    return_token_ids: bool | None = None
     vllm_xargs: dict[str, Any] | None = None  # for logits processors and samplers that plugins add
     # ours
     deadline_ms: PositiveInt | None = None  # from arrival; then the answer ends with finish_reason "deadline"
@@ -180,7 +185,10 @@ class ChatRequest(GenerationRequest, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: Annotated[str, Meta(max_length=MAX_TEMPLATE)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None  # for the template, as is the next
+    reasoning_effort: str | None = None
     tools: list[dict[str, Any]] | None = None  # checked where it is known whether they can be called
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -244,13 +252,14 @@ _HARMLESS = frozenset({
 #: Known fields that would change the answer and are not implemented where the struct lacks them, with the values that
 #: ask for nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": ([],), "audio": (), "bad_words": ([],),
-    "chat_template": (), "documents": ([],), "function_call": ("none", "auto"),
+    "allowed_token_ids": ([],), "audio": (), "bad_words": ([],), "chat_template": (), "documents": ([],),
+    "function_call": ("none", "auto"),
     "functions": ([],), "guided_choice": (), "guided_grammar": (), "guided_json": (), "guided_regex": (),
-    "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
+    "include_reasoning": (True,), "kv_transfer_params": (), "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
     "prompt_logprobs": (), "reasoning_effort": ("none",), "response_format": ({"type": "text"},),
+    "return_tokens_as_token_ids": (False,), "spaces_between_special_tokens": (False,),
     "structured_outputs": (), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
-    "truncate_prompt_tokens": (), "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
+    "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 
 #: How alike an unknown name and a known one must be for the former to be a misspelling (0 … 1, difflib's ratio).

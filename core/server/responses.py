@@ -52,6 +52,8 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 # --- chat ----------------------------------------------------------------------------------------------------
@@ -124,6 +126,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ToolCallPiece(msgspec.Struct, omit_defaults=True):
@@ -152,6 +155,7 @@ class ChatChunkChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 # --- the whole -----------------------------------------------------------------------------------------------
@@ -167,6 +171,7 @@ class Response(msgspec.Struct):
     system_fingerprint: str
     choices: list[CompletionChoice] | list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of a chat, which has one prompt
 
 
 class Model(msgspec.Struct):

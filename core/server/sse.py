@@ -18,6 +18,7 @@ _HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold the events back
 }
+_CHOICES = b',"choices":['
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -76,13 +77,16 @@ class ChunkWriter(EventStream):
 
     def __init__(self, head: dict[str, object], *, usage_key: bool) -> None:
         super().__init__()
-        self._head = b"data: " + _encoder.encode(head)[:-1] + b',"choices":['
+        self._head = b"data: " + _encoder.encode(head)[:-1] + _CHOICES
         self._tail = b'],"usage":null}\n\n' if usage_key else b"]}\n\n"
 
-    def chunk(self, choice: Any, usage: Any | None = None) -> bytes:
-        """One choice's piece as an event, with `usage` so far where the client asked for it every time."""
+    def chunk(self, choice: Any, usage: Any | None = None, prompt: list[int] | None = None) -> bytes:
+        """One choice's piece as an event, with `usage` so far and the prompt's tokens where the client asked for them."""
         tail = self._tail if usage is None else b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
-        return self._head + _encoder.encode(choice) + tail
+        head = self._head
+        if prompt is not None:
+            head = head.removesuffix(_CHOICES) + b',"prompt_token_ids":' + _encoder.encode(prompt) + _CHOICES
+        return head + _encoder.encode(choice) + tail
 
     def usage(self, usage: Any) -> bytes:
         """The last chunk, which has counts and no choices."""

@@ -7,6 +7,7 @@ not trusted: `core.tokenization.sandbox` says what it cannot do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,12 @@ class ChatTemplate:
         if not named:
             raise TokenizerError(f"{source}: the list of templates is empty")
         self._source = source
+        self._texts = tuple(named.values())
         self._compiled = {name: compile_template(text, source) for name, text in named.items()}
+
+    def mentions(self, variable: str) -> bool:
+        """Whether the word stands in a template: if not, giving the variable changes nothing."""
+        return any(re.search(rf"\b{re.escape(variable)}\b", text) for text in self._texts)
 
     def render(
         self,

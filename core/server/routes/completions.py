@@ -19,6 +19,7 @@ class CompletionFormat(ChoiceFormat):
     """`echoes` are the prompts' texts where the client wants them back, one per choice."""
 
     whole_object = chunk_object = "text_completion"
+    prompt_in_choice = True
 
     def __init__(self, tokenizer: Tokenizer, echoes: list[str] | None) -> None:
         self._tokenizer = tokenizer

@@ -39,7 +39,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     body = await read(request, CountTokensRequest)
     request[IGNORED_FIELDS].extend(body.unenforced())
     state, chat = request.app[STATE], body.chat()
-    prompt = chat_context(state, chat, _tools(state, chat)).prompt
+    prompt = (await chat_context(state, chat, _tools(state, chat))).prompt
     return _json(TokenCount(len(await tokens(state, prompt, add_special_tokens=False, field="messages"))))
 
 

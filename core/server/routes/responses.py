@@ -162,7 +162,7 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     state = request.app[STATE]
     earlier = request.app[RESPONSES].conversation(body.previous_response_id)
     chat = body.chat([*earlier, *body.items()])
-    prompt = chat_context(state, chat, _tools(state, chat), field="input").prompt
+    prompt = (await chat_context(state, chat, _tools(state, chat), field="input")).prompt
     count = len(await tokens(state, prompt, add_special_tokens=False, field="input"))
     return _json({"object": "response.input_tokens", "input_tokens": count})
 

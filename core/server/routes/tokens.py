@@ -29,7 +29,7 @@ async def _tokens(state: ServerState, body: TokenizeRequest) -> list[int]:
         special = body.add_special_tokens is not False
         return await tokens(state, body.prompt or "", add_special_tokens=special, field="prompt")
     tools = callable_tools(body.tools, None, has_parser=state.parsers.tools is not None)
-    text = chat_context(state, chat, tools).prompt
+    text = (await chat_context(state, chat, tools)).prompt
     return await tokens(state, text, add_special_tokens=body.add_special_tokens is True, field="messages")
 
 
