@@ -44,6 +44,7 @@ FORBIDDEN = {
     "core.models": ("core.platform", "core.runner", "core.engine", "core.weights"),
     "core.runner": ("core.engine", "core.server", "core.scheduler", "core.cache", "core.distributed", "core.plugins"),
     "core.sampling": ("core.platform", "core.engine", "core.runner", "core.scheduler"),
+    "core.structured": ("torch", "core.platform", "core.engine", "core.runner", "core.scheduler", "core.sampling"),
     "core.weights": ("core.engine", "core.runner", "core.scheduler", "core.cache", "core.server"),
     "core.defaults": ("core.runner", "core.engine", "core.layers", "core.models"),
     "core.distributed": ("torch", "core.runner", "core.engine", "core.models", "core.layers"),

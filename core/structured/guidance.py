@@ -1,0 +1,88 @@
+"""Matchers by llguidance (MIT; Rust, no dependencies): docs/decisions/009-structured-output.md says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from core.structured.base import Matcher, StructuredOutputs
+from core.structured.grammar import compiling, grammar_text, limits
+from core.tokenization import Tokenizer, load_tokenizer
+
+
+class Matchers:
+    """Makes the matchers of one model. Its tables are built for the first of them, beside the steps."""
+
+    def __init__(self, tokenizer_path: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._path = tokenizer_path
+        self._vocab_size = vocab_size
+        self._eos_token_ids = list(eos_token_ids)
+        self._tables: LLTokenizer | None = None
+
+    def start(self, form: StructuredOutputs, output_token_ids: Sequence[int] = ()) -> Matcher:
+        """A matcher behind the tokens that the answer has already. It compiles while its prompt is computed."""
+        outputs = list(output_token_ids)
+        return GuidanceMatcher(compiling(lambda: self._compile(form, outputs)), self._vocab_size)
+
+    def _compile(self, form: StructuredOutputs, outputs: list[int]) -> LLMatcher:
+        if self._tables is None:
+            self._tables = _tables(load_tokenizer(self._path), self._vocab_size, self._eos_token_ids)
+        matcher = LLMatcher(self._tables, grammar_text(form), log_level=0, limits=limits())
+        if outputs:
+            matcher.consume_tokens(outputs)
+        return matcher
+
+
+class GuidanceMatcher(Matcher):
+    """One answer's parser."""
+
+    def __init__(self, matcher: Future[LLMatcher], vocab_size: int) -> None:
+        self._future = matcher
+        self._vocab_size = vocab_size
+        self._words = np.zeros(-(-vocab_size // 32), np.int32)
+
+    @property
+    def failure(self) -> str | None:
+        matcher = self._future.result()
+        if matcher.is_error():
+            return matcher.get_error().removesuffix("<non-verbose/>").strip()
+        if matcher.is_stopped() and not matcher.is_accepting():
+            return "the grammar allows nothing after what was written"
+        return None
+
+    def forbidden(self) -> npt.NDArray[np.bool_]:
+        matcher = self._future.result()
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        bits = np.unpackbits(np.invert(self._words).view(np.uint8), count=self._vocab_size, bitorder="little")
+        return bits.view(np.bool_)
+
+    def advance(self, token_id: int) -> None:
+        matcher = self._future.result()
+        if not matcher.is_stopped():
+            matcher.consume_token(token_id)
+
+
+class _Vocabulary:
+    """A tokenizer as the library reads it."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, eos_token_id: int) -> None:
+        self.eos_token_id = eos_token_id
+        self.bos_token_id = tokenizer.bos_token_id
+        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(size)]  # b"" beyond its own: never allowed
+        self.special_token_ids = sorted(token_id for token_id in tokenizer.special_ids if token_id < size)
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            raise TypeError("text is encoded, not bytes")  # the library then asks with text
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _tables(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    vocabulary = TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_token_ids[0]))
+    return LLTokenizer(vocabulary, eos_token=eos_token_ids)
