@@ -56,8 +56,41 @@ MAX_STOP_STRINGS = 16
 #: honour. The others are the scheduler's and the detokenizer's.
 SAMPLING_FEATURES = (
     "temperature", "seed", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "logit_bias", "min_tokens", "logprobs",
+    "logit_bias", "min_tokens", "logprobs", "structured_outputs",
 )  # fmt: skip
+
+
+_FORMS = ("json", "json_object", "regex", "choice", "grammar")
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The form of an answer, with vLLM's names; exactly one is given. Raises InvalidRequest otherwise.
+
+    `json` is a JSON schema, as an object or its text. `strict`: a keyword of it that cannot be enforced is refused;
+    else it is ignored, and the others hold. `grammar` is in llguidance's dialect of Lark.
+    """
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] = ()
+    grammar: str | None = None
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        given = [name for name in _FORMS if self._has(name)]
+        if len(given) != 1:
+            what = " and ".join(given) if given else "none of json, json_object, regex, choice and grammar"
+            message = f"structured_outputs: exactly one form must be given, not {what}"
+            raise InvalidRequest(message, param="structured_outputs")
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) not in (None, False, ())
+
+    @property
+    def kind(self) -> str:
+        """The name of the field that is given."""
+        return next(name for name in _FORMS if self._has(name))
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,6 +118,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
     skip_special_tokens: bool = True
     extra_args: dict[str, Any] = {}  # for logits processors and samplers that plugins add
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         _check_range("n", self.n, 1, MAX_CHOICES)
@@ -132,6 +166,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "logit_bias": bool(self.logit_bias),
             "min_tokens": self.min_tokens > 0,
             "logprobs": self.logprobs is not None,
+            "structured_outputs": self.structured_outputs is not None,
         }
         return [feature for feature in SAMPLING_FEATURES if used[feature]]
 
@@ -260,6 +295,7 @@ class StepOutput(msgspec.Struct, array_like=True):
     logprobs: dict[int, TokenLogprobs] = {}  # by row
     kv_loaded: list[str] = []  # requests whose blocks a connector has brought
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
+    failed: dict[int, str] = {}  # by row: why its request cannot go on; its token counts for nothing
 
 
 class KVTransferStats(msgspec.Struct, frozen=True, kw_only=True):

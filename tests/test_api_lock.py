@@ -67,6 +67,7 @@ def test_what_nobody_can_rely_on_may_change(before: str, after: str) -> None:
         ),
         ("@hookspec", "def extra() -> None: ...\n\n@hookspec"),
         ("    name: str", "    name: str\n    note: str = ''"),
+        ('("a", "b")', '("a", "b", "c")'),
     ],
 )
 def test_additions_that_ask_nothing_are_minor(before: str, after: str) -> None:
@@ -88,6 +89,10 @@ def test_additions_that_ask_nothing_are_minor(before: str, after: str) -> None:
         ("frozen=True", "frozen=False"),
         ("firstresult=True", "firstresult=False"),
         ('("a", "b")', '("a",)'),
+        ('("a", "b")', '("c", "a", "b")'),
+        ('("a", "b")', '("b", "a", "c")'),
+        ('("a", "b")', '("a", "b", *MORE)'),
+        ('("a", "b")', '["a", "b", "c"]'),
     ],
 )
 def test_what_breaks_a_plugin_is_major(before: str, after: str) -> None:

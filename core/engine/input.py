@@ -11,7 +11,7 @@ import msgspec
 from core.config import Config
 from core.errors import InvalidRequest
 from core.tokenization.tokenizer import Tokenizer
-from core.types import EngineRequest, SamplingParams
+from core.types import EngineRequest, SamplingParams, StructuredOutputs
 
 
 class InputProcessor:
@@ -22,6 +22,8 @@ class InputProcessor:
         self._vocab_size = config.model.vocab_size
         self._platform = config.platform
         self._takes_extra_args = bool(config.options.logits_processor or config.options.sampler)
+        self._sampler = config.options.sampler
+        self._has_eos = bool(config.model.eos_token_ids)
         self._tokenizer = tokenizer
 
     def requests(
@@ -36,10 +38,12 @@ class InputProcessor:
         add_special_tokens: bool = True,
         field: str = "prompt",
         keep_last: int | None = None,
+        form_field: str = "structured_outputs",
     ) -> list[EngineRequest]:
         """One request for each of the n choices, seed and max_tokens set. Raises InvalidRequest naming the field.
 
         `keep_last`: how many of the prompt's tokens to keep, from its end; -1: as many as fit beside max_tokens.
+        A form that the answers must have is compiled, which may take a second; `form_field` is where it came from.
         """
         if keep_last == -1:
             keep_last = self._max_model_len - min(params.max_tokens or 1, self._max_model_len - 1)
@@ -55,6 +59,8 @@ class InputProcessor:
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         self._check_ids(params.logit_bias, "logit_bias")
         self._check_features(params)
+        if params.structured_outputs is not None:
+            self._check_form(params.structured_outputs, params, form_field)
         settled = msgspec.structs.replace(
             params,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
@@ -88,6 +94,20 @@ class InputProcessor:
             if feature not in self._platform.sampling:
                 hint = "; set it to 0" if feature == "temperature" else ""
                 raise InvalidRequest(f"{feature}: this server's platform does not support it{hint}", param=feature)
+
+    def _check_form(self, form: StructuredOutputs, params: SamplingParams, field: str) -> None:
+        if self._sampler is not None:
+            message = f"{field}: the sampler {self._sampler!r} does not follow it; start the server without --sampler"
+            raise InvalidRequest(message, param=field, code="unsupported")
+        if not self._has_eos:
+            message = f"{field}: this model has no end-of-sequence token, with which such an answer ends"
+            raise InvalidRequest(message, param=field, code="unsupported")
+        for name, clashes in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens > 0)):
+            if clashes:
+                raise InvalidRequest(f"{name}: an answer of a given form ends where the form does", param=name)
+        from core.structured.grammar import check  # imports the library
+
+        check(form, field)
 
     def encode(
         self,

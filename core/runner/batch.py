@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy.typing as npt
 
 from core.platform import Bucket
 from core.sampling.batch import SamplingBatch
-from core.types import Admission, SamplingParams, StepPlan
+from core.structured.base import Matcher
+from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs
 
 IntArray = npt.NDArray[np.int32]
+#: A matcher for a form, behind the tokens that the answer has already.
+StartMatcher = Callable[[StructuredOutputs, Sequence[int]], Matcher]
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,11 @@ class BatchState:
         num_groups: int,
         block_size: int,
         is_argmax: Callable[[SamplingParams], bool],
+        start_matcher: StartMatcher,
     ) -> None:
         self._block_size = block_size
         self._is_argmax = is_argmax
+        self._start_matcher = start_matcher
         # One token more than the longest context: the last one sampled is never computed.
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.num_tokens = np.zeros(max_num_seqs, np.int64)
@@ -55,12 +60,14 @@ class BatchState:
         self.choice = np.zeros(max_num_seqs, np.int64)
         self.argmax = np.ones(max_num_seqs, np.bool_)
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
+        self.matchers: dict[int, Matcher] = {}  # by row, of the answers that must have a form
         self.block_tables: list[IntArray] = [np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)]
 
     def apply(self, plan: StepPlan) -> None:
         """Take in a plan's released rows, admissions and new blocks, in that order."""
         for row in plan.released:
             self.params[row] = None
+            self.matchers.pop(row, None)
         for admission in plan.admitted:
             self._admit(admission)
         for row, group, index, block in plan.blocks:
@@ -75,6 +82,9 @@ class BatchState:
         self.choice[row] = admission.choice_index
         self.params[row] = admission.params
         self.argmax[row] = self._is_argmax(admission.params)
+        if admission.params.structured_outputs is not None:
+            outputs = admission.token_ids[admission.num_prompt_tokens :]
+            self.matchers[row] = self._start_matcher(admission.params.structured_outputs, outputs)
         for table, blocks in zip(self.block_tables, admission.block_ids, strict=True):
             table[row, : len(blocks)] = blocks
 
@@ -113,6 +123,7 @@ class BatchState:
             num_tokens=self.num_tokens[rows],
             num_prompt=self.num_prompt[rows],
             choice=self.choice[rows],
+            matchers=self._followed(rows),
         )
 
     def advance(self, inputs: StepInputs, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[Any]) -> None:
@@ -120,6 +131,19 @@ class BatchState:
         self.num_computed[inputs.rows] += inputs.num_tokens
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
+        for index, matcher in self._followed(rows).items():
+            matcher.advance(int(token_ids[index]))
+
+    def failures(self, rows: npt.NDArray[np.int64]) -> dict[int, str]:
+        """By row, why those of `rows` that cannot go on cannot."""
+        found = {int(rows[index]): matcher.failure for index, matcher in self._followed(rows).items()}
+        return {row: why for row, why in found.items() if why is not None}
+
+    def _followed(self, rows: npt.NDArray[np.int64]) -> dict[int, Matcher]:
+        """The matchers of `rows`, by index."""
+        if not self.matchers:
+            return {}
+        return {index: self.matchers[row] for index, row in enumerate(rows.tolist()) if row in self.matchers}
 
 
 def pick_bucket(buckets: tuple[Bucket, ...], num_tokens: int, num_seqs: int) -> Bucket:

@@ -79,4 +79,5 @@ class ModelRunner:
             token_ids, by_index = self._sampler.sample(wanted, self._batch.sampling_batch(rows))
             logprobs = {int(rows[index]): found for index, found in by_index.items()}
         self._batch.advance(inputs, rows, token_ids)
-        return StepOutput(step, rows.tolist(), token_ids.tolist(), logprobs)
+        failed = self._batch.failures(rows)
+        return StepOutput(step, rows.tolist(), token_ids.tolist(), logprobs, failed=failed)

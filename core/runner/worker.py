@@ -34,6 +34,7 @@ from core.runner.blocks import BlockMover
 from core.runner.kernels import resolve_kernels
 from core.runner.model_runner import ModelRunner
 from core.sampling import make_sampler
+from core.structured.guidance import Matchers
 from core.transfer import open_blocks
 from core.types import DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 from core.weights import loader
@@ -168,6 +169,8 @@ class Worker:
         self._blocks = self._make_blocks(num_blocks)
         scheduler, cache = self._config.scheduler, self._config.cache
         model, sampler = self._model, make_sampler(self._config)
+        described = self._config.model
+        matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
         self._runner = ModelRunner(
             batch=BatchState(
                 scheduler.max_num_seqs,
@@ -176,6 +179,7 @@ class Worker:
                 len(model.groups),
                 cache.block_size,
                 sampler.is_argmax,
+                matchers.start,
             ),
             sampler=sampler,
             executable_for=self._executable_for,

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from core.structured.base import Matcher
 from core.types import SamplingParams
 
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """n sequences. `tokens[i, : num_tokens[i]]` are the known ones, the first `num_prompt[i]` of them the prompt."""
+    """n sequences. `tokens[i, : num_tokens[i]]` are the known ones, the first `num_prompt[i]` of them the prompt.
+
+    `matchers`, by index, are those of the answers that must have a form: what they forbid may not be chosen.
+    """
 
     params: Sequence[SamplingParams]
     tokens: npt.NDArray[np.int32]
     num_tokens: npt.NDArray[np.int64]
     num_prompt: npt.NDArray[np.int64]
     choice: npt.NDArray[np.int64]
+    matchers: Mapping[int, Matcher] = field(default_factory=dict)
 
     def histories(self) -> Iterator[tuple[SamplingParams, npt.NDArray[Any], npt.NDArray[Any]]]:
         """(params, prompt tokens, output tokens) of each sequence."""
@@ -31,7 +36,8 @@ class SamplingBatch:
 
 def is_plain_greedy(params: SamplingParams) -> bool:
     """Whether the next token is just the largest logit: nothing changes the logits and nothing asks for more."""
-    return params.greedy and params.logprobs is None and params.min_tokens == 0 and not changes_logits(params)
+    asks = params.logprobs is not None or params.min_tokens > 0 or params.structured_outputs is not None
+    return params.greedy and not asks and not changes_logits(params)
 
 
 def changes_logits(params: SamplingParams) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.logprobs import token_logprobs
 from core.sampling.penalties import adjust_logits
 from core.sampling.random import gumbels
+from core.structured.base import Matcher
 from core.types import SamplingParams, TokenLogprobs
 
 
@@ -36,6 +37,7 @@ class DefaultSampler(Sampler):
         adjusted = logits.clone()
         if self._processors:
             self._process(adjusted, batch)
+        forbid(adjusted, batch.matchers)
         adjust_logits(adjusted, batch, self._eos_token_ids)
         tokens = greedy(adjusted)
         for i, params in enumerate(batch.params):
@@ -53,6 +55,13 @@ class DefaultSampler(Sampler):
             for processor in self._processors:
                 if processor.applies(params):
                     processor.process(row, params, prompt, output)
+
+
+def forbid(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
+    """Leave of logits [n, vocab], in place, what the answers' forms allow. One that has failed allows everything."""
+    for index, matcher in matchers.items():
+        if matcher.failure is None:
+            logits[index].numpy()[matcher.forbidden()] = -np.inf
 
 
 def greedy(logits: Tensor) -> npt.NDArray[np.int64]:

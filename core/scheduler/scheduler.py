@@ -166,10 +166,15 @@ class Scheduler:
         """
         sampled = self._take_in_flight(plan, output)
         deltas = []
-        logprobs = output.logprobs
+        logprobs, failed = output.logprobs, output.failed
         for row, token_id in zip(output.rows, output.token_ids, strict=True):
             request = sampled[row]
-            if request.status is not Status.FINISHED:
+            if request.status is Status.FINISHED:
+                continue
+            if failed and row in failed:
+                self._end(request)
+                deltas.append(RequestDelta(request.request_id, [], "error", error=failed[row]))
+            else:
                 deltas.append(self._append(request, token_id, logprobs.get(row) if logprobs else None))
         for request_id in output.kv_loaded:
             self._finish_loading(request_id, loaded=True)

@@ -13,12 +13,13 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
 from typing import Any, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from core.errors import InvalidRequest
-from core.structured.base import StructuredOutputs
+from core.errors import InvalidRequest, QueueFull
+from core.types import StructuredOutputs
 
 #: Characters of a grammar. Measured at twice that, the worst kind took 5 s; at this it takes about one.
 MAX_GRAMMAR_CHARS = 32 << 10
@@ -27,16 +28,21 @@ _STACK_BYTES = 256 << 20
 #: Between tokens of JSON. Without an end, a model may go on with spaces for as long as it is allowed tokens.
 _WHITESPACE = r"[ \n\r\t]{1,40}"
 _MAX_REASON = 300
+#: For those that compile before this one; each of the worst takes about a second.
+_PATIENCE_S = 10.0
 
 _T = TypeVar("_T")
 
 
 def check(form: StructuredOutputs, field: str = "structured_outputs") -> None:
-    """Compile the form, as the engine will. Raises InvalidRequest naming `field`. Forms seen lately cost nothing."""
+    """Compile the form, as the engine will. Forms seen lately cost nothing.
+
+    Raises InvalidRequest naming `field`, QueueFull where others' grammars take the time.
+    """
     param = f"{field}.{form.kind}" if field == "structured_outputs" else field
     try:
         text = grammar_text(form)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{param}: {_reason(str(error))}", param=param) from error
     if len(text) > MAX_GRAMMAR_CHARS:
         message = f"{param}: as a grammar it is {len(text)} characters long; at most {MAX_GRAMMAR_CHARS} are taken"
@@ -96,7 +102,12 @@ def _of_schema(schema: str, *, strict: bool) -> str:
 @functools.lru_cache(maxsize=128)
 def _fault(text: str) -> str:
     """Why the library does not take the grammar, or nothing."""
-    return compiling(lambda: _compile_fault(text)).result()
+    waiting = compiling(lambda: _compile_fault(text))
+    try:
+        return waiting.result(_PATIENCE_S)
+    except TookTooLong:
+        waiting.cancel()
+        raise QueueFull("grammars of other requests are being compiled; try again") from None
 
 
 def _compile_fault(text: str) -> str:

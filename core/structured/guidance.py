@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -9,9 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from core.structured.base import Matcher, StructuredOutputs
+from core.structured.base import Matcher
 from core.structured.grammar import compiling, grammar_text, limits
 from core.tokenization import Tokenizer, load_tokenizer
+from core.types import StructuredOutputs
+
+#: Grammars that stay compiled, those used last.
+_MAX_KEPT = 64
 
 
 class Matchers:
@@ -22,19 +27,23 @@ class Matchers:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tables: LLTokenizer | None = None
+        self._compiled = functools.lru_cache(_MAX_KEPT)(self._compile)
 
     def start(self, form: StructuredOutputs, output_token_ids: Sequence[int] = ()) -> Matcher:
         """A matcher behind the tokens that the answer has already. It compiles while its prompt is computed."""
         outputs = list(output_token_ids)
-        return GuidanceMatcher(compiling(lambda: self._compile(form, outputs)), self._vocab_size)
+        return GuidanceMatcher(compiling(lambda: self._started(form, outputs)), self._vocab_size)
 
-    def _compile(self, form: StructuredOutputs, outputs: list[int]) -> LLMatcher:
-        if self._tables is None:
-            self._tables = _tables(load_tokenizer(self._path), self._vocab_size, self._eos_token_ids)
-        matcher = LLMatcher(self._tables, grammar_text(form), log_level=0, limits=limits())
+    def _started(self, form: StructuredOutputs, outputs: list[int]) -> LLMatcher:
+        matcher = self._compiled(grammar_text(form)).deep_copy()
         if outputs:
             matcher.consume_tokens(outputs)
         return matcher
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        if self._tables is None:
+            self._tables = _tables(load_tokenizer(self._path), self._vocab_size, self._eos_token_ids)
+        return LLMatcher(self._tables, grammar, log_level=0, limits=limits())
 
 
 class GuidanceMatcher(Matcher):
@@ -47,6 +56,8 @@ class GuidanceMatcher(Matcher):
 
     @property
     def failure(self) -> str | None:
+        if (error := self._future.exception()) is not None:
+            return f"its form could not be compiled: {error}"
         matcher = self._future.result()
         if matcher.is_error():
             return matcher.get_error().removesuffix("<non-verbose/>").strip()
@@ -62,9 +73,8 @@ class GuidanceMatcher(Matcher):
         return bits.view(np.bool_)
 
     def advance(self, token_id: int) -> None:
-        matcher = self._future.result()
-        if not matcher.is_stopped():
-            matcher.consume_token(token_id)
+        if self.failure is None and not self._future.result().is_stopped():
+            self._future.result().consume_token(token_id)
 
 
 class _Vocabulary:

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
 import pytest
 
 from core.platform import Bucket
 from core.runner.batch import BatchState, pick_bucket
 from core.sampling.batch import is_plain_greedy
-from core.types import Admission, SamplingParams, StepPlan
+from core.structured.base import Matcher
+from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs
 
 BLOCK = 4
 
 
+class Written(Matcher):
+    """Remembers what the answer has; fails with token 13."""
+
+    def __init__(self, form: StructuredOutputs, token_ids: Sequence[int]) -> None:
+        self.form, self.token_ids = form, list(token_ids)
+
+    @property
+    def failure(self) -> str | None:
+        return "unlucky" if 13 in self.token_ids else None
+
+    def forbidden(self) -> np.ndarray:
+        return np.zeros(100, np.bool_)
+
+    def advance(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+
+
 def make_state() -> BatchState:
     return BatchState(
-        max_num_seqs=4, max_model_len=32, max_blocks=8, num_groups=1, block_size=BLOCK, is_argmax=is_plain_greedy
+        max_num_seqs=4,
+        max_model_len=32,
+        max_blocks=8,
+        num_groups=1,
+        block_size=BLOCK,
+        is_argmax=is_plain_greedy,
+        start_matcher=Written,
     )
 
 
@@ -95,3 +122,31 @@ def test_padding_stays_in_the_null_block() -> None:
 )
 def test_the_smallest_bucket_that_fits(tokens: int, seqs: int, expected: Bucket) -> None:
     assert pick_bucket((Bucket(32, 4), Bucket(8, 4), Bucket(1, 1), Bucket(8, 1)), tokens, seqs) == expected
+
+
+def formed(row: int, tokens: list[int], num_prompt: int) -> Admission:
+    params = SamplingParams(temperature=0.0, structured_outputs=StructuredOutputs(regex="a*"))
+    plain = admission(row, tokens, [1, 2])
+    return msgspec.structs.replace(plain, num_prompt_tokens=num_prompt, params=params)
+
+
+def test_a_matcher_follows_its_row_from_admission_to_release() -> None:
+    state = make_state()
+    first = plan([0, 2], [2, 3], admitted=[admission(0, [6, 7], [4]), formed(2, [10, 11, 90], 2)])
+    state.apply(first)
+    inputs = state.prepare(first, ())
+    followed = state.sampling_batch(inputs.rows).matchers
+    assert list(followed) == [1] and followed[1].token_ids == [90], "what a resumed answer had is not its own"
+    state.advance(inputs, inputs.rows, np.array([50, 91]))
+    assert followed[1].token_ids == [90, 91] and not state.failures(inputs.rows)
+    state.apply(plan([], [], released=[2]))
+    assert not state.matchers and not state.sampling_batch(np.array([0])).matchers
+
+
+def test_a_failure_is_of_its_row_alone() -> None:
+    state = make_state()
+    first = plan([1, 3], [1, 1], admitted=[formed(1, [10], 1), formed(3, [11], 1)])
+    state.apply(first)
+    inputs = state.prepare(first, ())
+    state.advance(inputs, inputs.rows, np.array([12, 13]))
+    assert state.failures(inputs.rows) == {3: "unlucky"} and not state.failures(np.array([1]))

@@ -576,3 +576,18 @@ def test_an_unknown_load_is_an_error() -> None:
     engine.add("request", [1, 2])
     with pytest.raises(PlatformError, match="'stranger', which waits for none"):
         engine.answer(engine.plan(), kv_loaded=["stranger"])
+
+
+def test_a_request_whose_form_failed_ends_alone() -> None:
+    engine = Engine()
+    engine.add("bad", [1, 2])
+    engine.add("good", [3, 4])
+    ahead = [engine.plan(), engine.plan()]
+    deltas = engine.answer(ahead[0], failed={ahead[0].rows[0]: "nothing may follow"})
+    assert [(d.request_id, d.token_ids, d.finish_reason, d.error) for d in deltas] == [
+        ("bad", [], "error", "nothing may follow"),
+        ("good", [7], None, None),
+    ]
+    deltas = engine.answer(ahead[1], failed={ahead[1].rows[0]: "nothing may follow"})
+    assert [d.request_id for d in deltas] == ["good"], "what was in flight for it is dropped"
+    assert engine.plan().released == ahead[0].rows[:1]

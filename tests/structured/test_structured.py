@@ -12,7 +12,10 @@ import pytest
 import tiny_models
 
 from core.errors import InvalidRequest
-from core.structured import Matcher, Matchers, StructuredOutputs, check
+from core.structured.base import Matcher
+from core.structured.grammar import check
+from core.structured.guidance import Matchers
+from core.types import StructuredOutputs
 
 EOS = 2
 
@@ -130,7 +133,8 @@ def test_hostile_forms_end_within_time_and_memory(kind: str) -> None:
     code = f"""
 import resource
 from core.errors import InvalidRequest
-from core.structured import StructuredOutputs, check
+from core.structured.grammar import check
+from core.types import StructuredOutputs
 try:
     check({HOSTILE[kind]})
 except InvalidRequest:
@@ -146,5 +150,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
 
 def test_torch_is_not_needed() -> None:
-    code = "import sys, core.structured\nassert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, core.structured.guidance\nassert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -131,17 +131,31 @@ class Change:
 
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
-    """A name that goes or changes breaks plugins; so does one that every plugin would have to give from now on."""
+    """A name that goes or changes breaks plugins; so does one that every plugin would have to give from now on.
+
+    A tuple of constants that has more of them at its end only adds: what a plugin took from it is still there.
+    """
     breaking = [f"- {name} {old[name]}" for name in sorted(old.keys() - new.keys())]
-    breaking += [
-        f"~ {name} {old[name]}\n  now {new[name]}" for name in sorted(old) if new.get(name, old[name]) != old[name]
-    ]
     adding = []
+    for name in sorted(old.keys() & new.keys()):
+        if new[name] != old[name]:
+            grown = _grows_at_the_end(old[name], new[name])
+            (adding if grown else breaking).append(f"~ {name} {old[name]}\n  now {new[name]}")
     for name in sorted(new.keys() - old.keys()):
         line = f"+ {name} {new[name]}"
         if not name.startswith(GROWS_FREELY):
             (breaking if _must_be_given(name, new[name], old) else adding).append(line)
     return Change(tuple(breaking), tuple(adding))
+
+
+def _grows_at_the_end(old: str, new: str) -> bool:
+    if not (old.startswith("= (") and new.startswith("= (")):
+        return False
+    try:
+        before, after = (ast.literal_eval(line.removeprefix("= ")) for line in (old, new))
+    except ValueError:  # not of constants
+        return False
+    return isinstance(before, tuple) and isinstance(after, tuple) and after[: len(before)] == before
 
 
 def _must_be_given(name: str, promise: str, old: Mapping[str, str]) -> bool:

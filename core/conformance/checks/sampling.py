@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from core.conformance import checkpoints
 from core.conformance.bounds import LOGITS, NEAR_TIE
-from core.conformance.checkpoints import prompts
+from core.conformance.checkpoints import prompts, token_ids
 from core.conformance.checks.engine import oracle_of
 from core.conformance.failures import Broken, NotClaimed, expect
 from core.conformance.oracle import Oracle, first_wrong
@@ -18,7 +19,7 @@ from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.errors import InvalidRequest
 from core.llm import LLM, CompletionOutput, RequestOutput
-from core.types import SAMPLING_FEATURES, SamplingParams
+from core.types import SAMPLING_FEATURES, SamplingParams, StructuredOutputs
 
 _TOKENS = 24
 _FAMILY = "llama"
@@ -35,6 +36,7 @@ ASKING: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": {5: 10.0}},
     "min_tokens": {"min_tokens": 2},
     "logprobs": {"logprobs": 2},
+    "structured_outputs": {"structured_outputs": {"regex": "[ab]{4}"}},
 }
 
 
@@ -221,6 +223,37 @@ def _check_logprobs(subject: Subject, oracle: Oracle, prompt: Sequence[int], cho
         expect(given.rank >= 1, f"the rank of a token is {given.rank}")
 
 
+# --- the form of answers -------------------------------------------------------------------------------------
+
+
+@_feature("structured_outputs", "programs read such answers: one letter beside the form breaks them")
+def structured_outputs(subject: Subject, llm: LLM) -> None:
+    """Each token is the likeliest that the form allows, then the answer ends; those beside it are as ever."""
+    oracle, letters, length = oracle_of(subject, llm, _FAMILY), "bdfhjl", 8
+    plain = SamplingParams(temperature=0.0, max_tokens=_TOKENS, ignore_eos=True)
+    form = StructuredOutputs(regex=f"[{letters}]{{{length}}}")
+    formed = SamplingParams(temperature=0.0, max_tokens=_TOKENS, structured_outputs=form)
+    with_form, beside, *others = llm.generate(prompts(4, 20, seed=31), [formed, plain, formed, plain])
+    for output in (with_form, others[0]):
+        _expect_form(subject, oracle, output, token_ids(letters), length)
+    for output in (beside, others[1]):
+        wrong = oracle.wrong_greedy(output.prompt_token_ids, output.outputs[0].token_ids, subject.dtype)
+        expect(not wrong, f"the answer beside one of a given form is another: {wrong}")
+
+
+def _expect_form(subject: Subject, oracle: Oracle, output: RequestOutput, allowed: list[int], length: int) -> None:
+    prompt, choice = output.prompt_token_ids, output.outputs[0]
+    tokens = choice.token_ids[:length]
+    expect(set(tokens) <= set(allowed), f"of the form are the tokens {allowed}, {tokens} came")
+    _expect_end(choice, length + 1, "stop", f"a form of {length} tokens")
+    logits = oracle.logits([*prompt, *tokens[:-1]])[len(prompt) - 1 :]
+    tie = NEAR_TIE[subject.dtype] * float(logits.abs().max())
+    among = torch.full_like(logits, float("-inf"))
+    among[:, allowed] = logits[:, allowed]
+    wrong = first_wrong(among, tokens, 2 * tie)
+    expect(not wrong, f"of the tokens that the form allows: {wrong}")
+
+
 # --- when an answer ends -------------------------------------------------------------------------------------
 
 
@@ -283,7 +316,7 @@ def undeclared(subject: Subject) -> None:
         for feature in missing:
             fields = {"temperature": 0.0, "max_tokens": 2, **ASKING[feature]}
             try:
-                llm.generate([[5, 6]], SamplingParams(**fields))
+                llm.generate([[5, 6]], msgspec.convert(fields, SamplingParams))
             except InvalidRequest as error:
                 expect(error.param == feature, f"the refusal of {feature} names {error.param!r}: {error}")
                 continue

@@ -205,6 +205,7 @@ def _without(admitted: Sequence[Admission], feature: str, neutral: Any) -> list[
 _NEUTRAL = {
     "temperature": 0.0, "seed": 5, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0,
     "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "logprobs": None,
+    "structured_outputs": None,
 }  # fmt: skip
 
 for _feature, _value in _NEUTRAL.items():

@@ -1,0 +1,99 @@
+"""Requests with a form, through the engine: alone, beside others, preempted, resumed, failing, refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from core import LLM, SamplingParams
+from core.engine.input import InputProcessor
+from core.errors import InvalidRequest
+from core.types import StructuredOutputs
+
+LETTERS = StructuredOutputs(regex="[a-f]{4,9}")
+FORMED = SamplingParams(temperature=1.5, seed=3, max_tokens=12, structured_outputs=LETTERS)
+PLAIN = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+#: Whose parse grows with each token until it is more than a parser may hold.
+AMBIGUOUS = "start: x\nx: x x x x | y\ny: x x | " + '"a" | "a" "a" | "a" "a" "a"'
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Callable[[str], Path]) -> Iterator[LLM]:
+    with LLM(str(tiny_model("llama")), dtype="float32", progress=False, max_num_seqs=4) as made:
+        yield made
+
+
+def texts(llm: LLM, params: list[SamplingParams]) -> list[str]:
+    return [output.outputs[0].text for output in llm.generate(["ab", "cde", "f g h", "i"][: len(params)], params)]
+
+
+def test_answers_have_their_form_and_those_beside_them_are_as_ever(llm: LLM) -> None:
+    assert all(re.fullmatch("[a-f]{4,9}", text) for text in texts(llm, [FORMED] * 4))
+    alone = texts(llm, [PLAIN] * 4)
+    choice = SamplingParams(max_tokens=20, seed=1, structured_outputs=StructuredOutputs(choice=("yes", "no, never")))
+    mixed = texts(llm, [PLAIN, choice, PLAIN, FORMED])
+    assert mixed[0::2] == alone[0::2]
+    assert mixed[1] in ("yes", "no, never") and re.fullmatch("[a-f]{4,9}", mixed[3])
+
+
+def test_every_choice_has_a_matcher_of_its_own(llm: LLM) -> None:
+    (output,) = llm.generate("x", msgspec.structs.replace(FORMED, n=4))
+    found = [choice.text for choice in output.outputs]
+    assert len(set(found)) > 1 and all(re.fullmatch("[a-f]{4,9}", text) for text in found)
+
+
+def test_preempted_and_moved_answers_go_on_in_their_form(llm: LLM, tiny_model: Callable[[str], Path]) -> None:
+    params = [msgspec.structs.replace(FORMED, seed=seed, max_tokens=40) for seed in range(4)]
+    long = StructuredOutputs(regex="([a-f]{3}-){8}")
+    params = [msgspec.structs.replace(each, structured_outputs=long) for each in params]
+    with LLM(str(tiny_model("llama")), dtype="float32", progress=False, max_num_seqs=4, block_size=4,
+             max_model_len=64, kv_cache_memory="56KiB") as small:  # fmt: skip
+        assert texts(small, params) == texts(llm, params)
+        assert small.engine.stats().preemptions > 0
+    (request,) = InputProcessor(llm.engine.config, llm.tokenizer).requests("ab", params[0], request_id="moved")
+    (whole,) = (output.outputs[0].token_ids for output in llm.generate("ab", params[0]))
+    llm.engine.add(msgspec.structs.replace(request, output_token_ids=whole[:7]))
+    rest = [token for _ in whole[7:] for delta in llm.engine.step() for token in delta.token_ids]
+    assert whole[:7] + rest == whole and not llm.engine.has_work()
+
+
+def test_one_that_fails_ends_alone(llm: LLM) -> None:
+    only_a = {llm.tokenizer.encode("a")[0]: 100.0}
+    failing = SamplingParams(
+        temperature=0.0, max_tokens=200, logit_bias=only_a, structured_outputs=StructuredOutputs(grammar=AMBIGUOUS)
+    )
+    good, bad, formed = llm.generate(["ab", "x", "y"], [PLAIN, failing, FORMED])
+    assert bad.outputs[0].finish_reason == "error" and set(bad.outputs[0].text) == {"a"}
+    assert good.outputs[0].text == texts(llm, [PLAIN])[0]
+    assert re.fullmatch("[a-f]{4,9}", formed.outputs[0].text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"min_tokens": 2}, "min_tokens"),
+        ({"structured_outputs": StructuredOutputs(regex="a(")}, "structured_outputs.regex"),
+        ({"structured_outputs": StructuredOutputs(json="{")}, "structured_outputs.json"),
+    ],
+)
+def test_what_cannot_end_or_compile_is_refused(llm: LLM, fields: dict, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate("x", msgspec.structs.replace(FORMED, **fields))
+    assert caught.value.param == param
+
+
+def test_a_form_that_nothing_would_follow_is_refused(llm: LLM) -> None:
+    config = llm.engine.config
+    sampler = msgspec.structs.replace(config, options=msgspec.structs.replace(config.options, sampler="lucky"))
+    endless = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, eos_token_ids=()))
+    undeclared = msgspec.structs.replace(config, platform=msgspec.structs.replace(config.platform, sampling=("seed",)))
+    greedy = msgspec.structs.replace(FORMED, temperature=0.0)
+    for other, words in ((sampler, "the sampler 'lucky'"), (endless, "end-of-sequence"), (undeclared, "platform")):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            InputProcessor(other, llm.tokenizer).requests("x", greedy, request_id="r", form_field="response_format")
+        assert caught.value.param in ("response_format", "structured_outputs")
