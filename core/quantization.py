@@ -32,11 +32,11 @@ def quantized(rows: Tensor, scheme: str) -> Tensor:
     int8: w = s q, q from -127 to 127, s the row's largest magnitude / 127. int4: w = m + s q, q from 0 to 15, for each 32
     inputs; m is their minimum and s their range / 15, both rounded to float16 (GGUF's Q4_1).
     """
-    rows = rows.float()
+    rows = rows.float().contiguous()
     if scheme == "int8":
         scale = rows.abs().amax(1, keepdim=True) / 127
         return _codes(rows, scale, -127, 127) * scale
-    groups = rows.unflatten(1, (-1, INT4_GROUP))
+    groups: Tensor = rows.view(len(rows), -1, INT4_GROUP)
     least, most = groups.aminmax(dim=2, keepdim=True)
     scale, least = ((most - least) / 15).half().float(), least.half().float()
     return (least + _codes(groups - least, scale, 0, 15) * scale).flatten(1)

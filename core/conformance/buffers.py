@@ -60,7 +60,10 @@ class Buffers:
 
     def alloc(self, shape: Sequence[int], dtype: DType, usage: str = "activations") -> Any:
         """A handle that `free` gives back."""
-        handle = self.memory.alloc(tuple(shape), dtype, usage)
+        return self.keep(self.memory.alloc(tuple(shape), dtype, usage))
+
+    def keep(self, handle: Any) -> Any:
+        """A handle that was allocated elsewhere, for `free` to give back."""
         self._handles.append(handle)
         return handle
 

@@ -5,6 +5,7 @@ MODULES = (
     "core.conformance.checks.planning",
     "core.conformance.checks.memory",
     "core.conformance.checks.kernels",
+    "core.conformance.checks.quantization",
     "core.conformance.checks.attention",
     "core.conformance.checks.programs",
     "core.conformance.checks.executors",

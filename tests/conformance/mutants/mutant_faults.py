@@ -14,7 +14,14 @@ from mutant_plugin import Options
 _Breaks = TypeVar("_Breaks", bound=Callable[[MutantPlatform], None])
 
 #: Modules that register faults by `fault`.
-MODULES = ("mutant_kernels", "mutant_attention", "mutant_memory", "mutant_plans", "mutant_executors")
+MODULES = (
+    "mutant_kernels",
+    "mutant_attention",
+    "mutant_memory",
+    "mutant_quantization",
+    "mutant_plans",
+    "mutant_executors",
+)
 
 
 @dataclass(frozen=True)
