@@ -7,6 +7,7 @@
 PYTHON ?= python3
 ARGS ?=
 SEEDS ?= 50000
+CASES ?= 5000
 # Where a CPU-only torch is found: on x86-64, PyPI's is a CUDA build of several GB. Tried for torch alone and without its
 # dependencies, so that no package ever comes from an index it was not meant to; empty: go to the default index at once.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -41,6 +42,9 @@ test-cross:  ## test the kernels for ARM and POWER under emulation (needs g++-aa
 
 test-sanitize:  ## test the kernels of this machine under the address and undefined-behaviour sanitizers
 	@$(PYTHON) csrc/cpu/tests/run.py native --sanitize
+
+fuzz-api: $(VENV)/.core $(VENV)/.dev  ## requests made from the server's own OpenAPI document (CASES: how many)
+	@$(BIN)/python tests/support/fuzz_api.py --cases $(CASES) $(ARGS)
 
 simulate-faults: $(VENV)/.core $(VENV)/.dev  ## whole servers among seeded faults in virtual time (SEEDS: how many; SEED=1 VERBOSE=1: one, in full)
 	@$(BIN)/python tests/simulation/simulate_faults.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(if $(VERBOSE),--verbose) $(ARGS)

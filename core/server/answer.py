@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -15,13 +15,14 @@ from core.errors import InvalidRequest
 from core.server.errors import REQUEST_ID
 from core.server.generation import GENERATION, Batch, Generation, joined
 from core.server.protocol import GenerationRequest, StreamOptions
-from core.server.responses import ChatChoice, CompletionChoice, Response
+from core.server.responses import ChatResponse, Response
 from core.server.sse import ChunkWriter, EventStream
 
 
 class ChoiceFormat(abc.ABC):
     """How an API writes its choices. One per request: it may keep what it needs of each choice's beginning."""
 
+    whole_kind: type[Response]
     whole_object: str
     chunk_object: str
     #: Whether a choice says its prompt's tokens where they are asked for; else the answer does, which has one prompt.
@@ -64,7 +65,7 @@ async def collected(generation: Generation) -> list[ChoiceDelta]:
 
 async def _whole(body: GenerationRequest, generation: Generation, form: ChoiceFormat) -> web.Response:
     choices = await collected(generation)
-    response = Response(
+    response = form.whole_kind(
         id=generation.id,
         object=form.whole_object,
         created=generation.created,
@@ -80,10 +81,10 @@ async def _whole(body: GenerationRequest, generation: Generation, form: ChoiceFo
 
 def _tell_tokens(response: Response, generation: Generation, choices: list[ChoiceDelta]) -> None:
     """vLLM's: the tokens of each choice, and of its prompt, which a chat has once for all."""
-    shaped: Sequence[CompletionChoice | ChatChoice] = response.choices
-    for holder, choice, asked in zip(shaped, choices, generation.requests, strict=True):
-        holder.token_ids = choice.token_ids
-        (holder if isinstance(holder, CompletionChoice) else response).prompt_token_ids = asked.prompt_token_ids
+    for shaped, choice, asked in zip(response.choices, choices, generation.requests, strict=True):
+        shaped.token_ids = choice.token_ids
+        holder = response if isinstance(response, ChatResponse) else shaped
+        holder.prompt_token_ids = asked.prompt_token_ids
 
 
 async def _stream(

@@ -18,6 +18,7 @@ from core.server.responses import (
     ChatLogprobs,
     ChatMessage,
     ChatPiece,
+    ChatResponse,
     MessageToolCall,
     MoreArguments,
     ToolCallPiece,
@@ -32,6 +33,7 @@ class ChatFormat(ChoiceFormat):
     `special_tokens`: the text has them, because a parser has to see them. The one that ends it is no one's to see.
     """
 
+    whole_kind = ChatResponse
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 

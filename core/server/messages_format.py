@@ -37,7 +37,7 @@ class ToolUse(msgspec.Struct, tag="tool_use"):
 
     id: str
     name: str
-    input: msgspec.Raw = msgspec.Raw(b"{}")
+    input: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
 
 
 Block = Text | Thinking | ToolUse

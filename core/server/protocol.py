@@ -126,14 +126,14 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 class TextPart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a message's content. Text is the one type that these models read."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
     text: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of a conversation: what was said, what an assistant called, or what a tool gave."""
 
-    role: str
+    role: Annotated[str, Meta(extra_json_schema={"enum": ROLES})]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None

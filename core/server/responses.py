@@ -5,7 +5,7 @@ The structs are encoded as they stand, nulls included, because clients look for 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -161,17 +161,29 @@ class ChatChunkChoice(msgspec.Struct):
 # --- the whole -----------------------------------------------------------------------------------------------
 
 
-class Response(msgspec.Struct):
-    """`text_completion` or `chat.completion`, whichever the choices are."""
+class Response(msgspec.Struct, kw_only=True):
+    """What both APIs answer."""
 
     id: str
     object: str
     created: int  # seconds of the Unix epoch
     model: str
     system_fingerprint: str
-    choices: list[CompletionChoice] | list[ChatChoice]
+    choices: list[Any]
     usage: Usage
-    prompt_token_ids: list[int] | UnsetType = UNSET  # of a chat, which has one prompt
+
+
+class CompletionResponse(Response, kw_only=True):
+    """A `text_completion`."""
+
+    choices: list[CompletionChoice]
+
+
+class ChatResponse(Response, kw_only=True):
+    """A `chat.completion`."""
+
+    choices: list[ChatChoice]
+    prompt_token_ids: list[int] | UnsetType = UNSET  # here, as there is one prompt
 
 
 class Model(msgspec.Struct):

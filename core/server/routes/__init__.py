@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.server.routes import chat, completions, health, invocations, messages, models, responses, tokens
+from core.server.routes import chat, completions, docs, health, invocations, messages, models, responses, tokens
 
 ROUTES = [
     *models.ROUTES,
@@ -13,4 +13,5 @@ ROUTES = [
     *tokens.ROUTES,
     *invocations.ROUTES,
     *health.ROUTES,
+    *docs.ROUTES,
 ]

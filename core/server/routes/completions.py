@@ -10,7 +10,7 @@ from core.engine.output import ChoiceDelta
 from core.server.admission import admit, read
 from core.server.answer import ChoiceFormat, answer
 from core.server.protocol import CompletionRequest
-from core.server.responses import CompletionChoice, completion_logprobs
+from core.server.responses import CompletionChoice, CompletionResponse, completion_logprobs
 from core.server.state import STATE
 from core.tokenization import Tokenizer
 
@@ -18,6 +18,7 @@ from core.tokenization import Tokenizer
 class CompletionFormat(ChoiceFormat):
     """`echoes` are the prompts' texts where the client wants them back, one per choice."""
 
+    whole_kind = CompletionResponse
     whole_object = chunk_object = "text_completion"
     prompt_in_choice = True
 
