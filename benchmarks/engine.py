@@ -1,7 +1,7 @@
-"""Decode and prefill by the engine, without HTTP: `python benchmarks/engine.py [MODEL] [--dtype T] [--dummy]`.
+"""Decode and prefill by the engine, without HTTP: `python benchmarks/engine.py [MODEL] [--quantization Q] [--shape 1.1b]`.
 
-Each figure is a share of the limit that is measured in the same run: decode reads every weight and its contexts once a
-step, or does two FLOPs a weight and row, whichever takes longer; prefill does two FLOPs a weight and token (the head on
+`--shape` takes random weights of a Llama's shape, 1.1 B or 3 B, in place of a model. Each figure is a share of the limit that is measured in the same run: decode reads every weight and its contexts once a
+step, in the bytes that they take as they are kept, or does two FLOPs a weight and row, whichever takes longer; prefill does two FLOPs a weight and token (the head on
 the last). Prompts of 128 tokens, 64 output tokens a stream; median of 5 runs with the slowest and the fastest. `Python`
 is the time of a decode step outside the native program, `others` the part of the machine that other processes took.
 """
@@ -9,10 +9,14 @@ is the time of a decode step outside the native program, `others` the part of th
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from roofline import Elsewhere, machine, peak, read_bandwidth
 
@@ -45,23 +49,51 @@ class Clock:
         NativeExecutable.run = timed  # type: ignore[method-assign, assignment]
 
 
+#: Shapes of Llama: TinyLlama's, and that of Llama 3.2 3B.
+SHAPES: dict[str, dict[str, Any]] = {
+    "1.1b": {
+        "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "intermediate_size": 5632, "vocab_size": 32000, "tie_word_embeddings": False,
+    },
+    "3b": {
+        "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8,
+        "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def write_shape(directory: Path, shape: str) -> str:
+    """A directory with the configuration of a shape, which `--load-format dummy` fills."""
+    config = {
+        **SHAPES[shape], "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+        "eos_token_id": 2,
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(directory)
+
+
 @dataclass(frozen=True)
 class Model:
-    """Sizes that the limits are made of. `layers` and `head` count weights."""
+    """Sizes that the limits are made of. `layers` and `head` count weights; `size` are the bytes of both."""
 
     layers: int
     head: int
-    itemsize: int
+    size: int
     kv_bytes: int  # of one token, all layers
 
     @classmethod
     def of(cls, llm: LLM) -> Model:
         """From the configuration and the memory plan."""
-        model, plan = llm.engine.config.model, llm.engine.memory_plan
-        head = model.vocab_size * int(model.hf_config["hidden_size"])
-        tables = 1 if model.hf_config.get("tie_word_embeddings") else 2
-        layers = plan.weights // model.dtype.itemsize - tables * head
-        return cls(layers, head, model.dtype.itemsize, plan.kv_block_bytes // plan.block_size)
+        config, plan = llm.engine.config.model.hf_config, llm.engine.memory_plan
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        head_dim = int(config.get("head_dim") or hidden // heads)
+        attention = 2 * hidden * head_dim * (heads + int(config["num_key_value_heads"]))
+        layers = int(config["num_hidden_layers"]) * (attention + 3 * hidden * int(config["intermediate_size"]))
+        head = int(config["vocab_size"]) * hidden
+        # A table that is not the head as well is read a row at a time.
+        read = 1.0 if config.get("tie_word_embeddings") else (layers + head) / (layers + 2 * head)
+        return cls(layers, head, round(plan.weights * read), plan.kv_block_bytes // plan.block_size)
 
 
 def generate(llm: LLM, count: int, length: int, output: int) -> float:
@@ -90,8 +122,7 @@ def decode(llm: LLM, model: Model, streams: int, bandwidth: float, flops: float,
         rates.append(streams * (OUTPUT - 1) / (both - first))
         python.append((both - clock.seconds) / clock.steps * 1e3)
     context = streams * (PROMPT + OUTPUT // 2)
-    weights = (model.layers + model.head) * model.itemsize
-    reading = (weights + context * model.kv_bytes) / bandwidth
+    reading = (model.size + context * model.kv_bytes) / bandwidth
     computing = 2 * (model.layers + model.head) * streams / flops
     limit = streams / max(reading, computing)
     what = "memory" if reading > computing else "arithmetic"
@@ -108,29 +139,47 @@ def prefill(llm: LLM, model: Model, length: int, flops: float) -> str:
     return f"| prefill, {length} | {spread(rates)} | {limit:.0f} (arithmetic) | {share:.0%} | | {others.share():.0%} |"
 
 
+def kept(llm: LLM) -> str:
+    """How the weights are kept."""
+    model = llm.engine.config.model
+    return str(model.dtype) if model.quantization == "none" else f"{model.quantization}, activations {model.dtype}"
+
+
+def measure(llm: LLM, streams: list[int], clock: Clock) -> None:
+    """Print the table."""
+    model, dtype = Model.of(llm), llm.engine.config.model.dtype
+    read, products = read_bandwidth(model.size), peak(dtype)
+    print(f"{machine()}\n{llm.engine.config.model.name} in {kept(llm)}: {model.size / 1e6:.0f} MB read a step")
+    print(f"read bandwidth at that size {read.show(1e9)} GB/s; products of {dtype} {products.show(1e9)} GFLOP/s\n")
+    print("| | tok/s | limit | share | Python, ms a step | others |\n|---|---|---|---|---|---|")
+    for count in streams:
+        print(decode(llm, model, count, read.median, products.median, clock), flush=True)
+    for length in (PROMPT, PREFILL):
+        print(prefill(llm, model, length, products.median), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=None)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("model", nargs="?", help="default: the demo")
+    parser.add_argument("--dtype", default="bfloat16", help="auto: a GGUF file's blocks as stored (default: bfloat16)")
+    parser.add_argument("--quantization", default="auto", help="as of `core serve` (default: %(default)s)")
     parser.add_argument("--dummy", action="store_true", help="random weights of the model's shape")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="(default: %(default)s)")
     given = parser.parse_args()
-    options = {"load_format": "dummy"} if given.dummy else {}
+    options: dict[str, Any] = {"load_format": "dummy"} if given.dummy or given.shape else {}
     clock = Clock()
     clock.watch()
-    with LLM(
-        given.model or default_model(), platform="cpu", dtype=given.dtype, max_model_len=1024, max_num_seqs=32,
-        enable_prefix_caching=False, progress=False, **options,
-    ) as llm:  # fmt: skip
-        model = Model.of(llm)
-        weights = (model.layers + model.head) * model.itemsize
-        read, products = read_bandwidth(weights), peak(given.dtype)
-        print(f"{machine()}\n{llm.engine.config.model.name} in {given.dtype}: {weights / 1e6:.0f} MB of weights")
-        print(f"read bandwidth at that size {read.show(1e9)} GB/s; products {products.show(1e9)} GFLOP/s\n")
-        print("| | tok/s | limit | share | Python, ms a step | others |\n|---|---|---|---|---|---|")
-        for streams in STREAMS:
-            print(decode(llm, model, streams, read.median, products.median, clock), flush=True)
-        for length in (PROMPT, PREFILL):
-            print(prefill(llm, model, length, products.median), flush=True)
+    with TemporaryDirectory() as directory:
+        model = given.model or default_model()
+        if given.shape:
+            options["tokenizer"], options["served_model_name"] = model, f"Llama {given.shape}"
+            model = write_shape(Path(directory), given.shape)
+        with LLM(
+            model, platform="cpu", dtype=given.dtype, quantization=given.quantization, max_model_len=1024,
+            max_num_seqs=32, enable_prefix_caching=False, progress=False, **options,
+        ) as llm:  # fmt: skip
+            measure(llm, given.streams, clock)
 
 
 if __name__ == "__main__":

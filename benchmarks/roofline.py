@@ -17,7 +17,8 @@ from pathlib import Path
 
 from core.platform import Platform, PlatformContext
 from core.types import DType
-from platforms._shared import _native, host, plugin
+from platforms._shared import _native, host
+from platforms.cpu import plugin
 
 RUNS = 5
 MIB = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from core.weights.base import WeightReader
 from core.weights.placement import Parts, scheme_of
 
 _DUMMY_STD = 0.02
+_DRAWN = 1_000_003  # a prime: no two rows of a matrix begin at the same number
 
 #: Weights that are on the host at once, as float32 16 MiB: a table of gigabytes is never there whole.
 _CHUNK = 4 << 20
@@ -65,15 +67,25 @@ def dummy_parameters(
     for done, parameter in enumerate(parameters, 1):
         index, name, shape = parameter.value.index, parameter.value.name, parameter.value.resolve(0, 0)
         handle = handles[index] = _allocate(parameter, memory, parts.get(index, ()))
-        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         if parameter.sources:
             ones = len(shape) == 1 and "norm" in name
+            drawn = torch.ones(1) if ones else _draw(math.prod(shape), seed ^ zlib.crc32(name.encode()))
             for rows in _chunks(*shape):
-                size = (rows.stop - rows.start, *shape[1:])
-                data = torch.ones(size) if ones else torch.randn(size, generator=generator).mul_(_DUMMY_STD)
-                memory.upload(handle, data, row=rows.start)
+                memory.upload(handle, _dummy_rows(drawn, rows, shape[1:]), row=rows.start)
         progress("making weights", done / len(parameters))
     return handles
+
+
+def _draw(count: int, seed: int) -> torch.Tensor:
+    """Random numbers for `count` weights, which begin again after the first million."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(min(count, _DRAWN), generator=generator).mul_(_DUMMY_STD)
+
+
+def _dummy_rows(drawn: torch.Tensor, rows: slice, columns: tuple[int, ...]) -> torch.Tensor:
+    shape = (rows.stop - rows.start, *columns)
+    count, start = math.prod(shape), rows.start * math.prod(columns) % len(drawn)
+    return drawn.roll(-start).repeat(-(-count // len(drawn)))[:count].view(shape)
 
 
 def _allocate(parameter: Parameter, memory: MemoryBackend, parts: Parts) -> Any:

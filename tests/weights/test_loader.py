@@ -16,6 +16,7 @@ from core.layers import Builder, Linear, RMSNorm
 from core.platform import MemoryInfo
 from core.program import OpProgram
 from core.types import DType
+from core.weights import loader
 from core.weights.base import TensorMeta, WeightReader
 from core.weights.loader import as_torch, dummy_parameters, load_parameters, unused_tensors
 
@@ -117,3 +118,18 @@ def test_dummy_weights_depend_on_seed_and_name_only() -> None:
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
     assert weights(1).std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_large_dummy_weights_repeat_numbers_but_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights() -> torch.Tensor:
+        builder = Builder(OpProgram(), DType.FLOAT32)
+        Linear(builder, "a", [("a", 96)], 64)
+        (handle,) = dummy_parameters(builder.parameters, memory(), lambda *_: None, seed=1).values()
+        return handle
+
+    monkeypatch.setattr(loader, "_DRAWN", 1009)
+    whole = weights()
+    assert torch.equal(whole.flatten()[1009:2018], whole.flatten()[:1009])
+    assert len(whole.unique(dim=0)) == 96
+    monkeypatch.setattr(loader, "_CHUNK", 1)
+    assert torch.equal(weights(), whole)
