@@ -22,16 +22,31 @@ HOST_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "isa", "rows", "
 BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bindings")]
 
 
+#: The compiler's flags of each tier, by what `platform.machine()` calls a kind of processor. A tier is used where
+#: csrc/cpu/isa.cpp finds its instructions. CORE_PORTABLE leaves out what csrc/cpu/vec has by an instruction's name.
+TIERS = {
+    "x86_64": {
+        "scalar": ["-march=x86-64"],
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
+    },
+    "aarch64": {
+        "scalar": ["-march=armv8-a", "-DCORE_PORTABLE"],
+        "neon": ["-march=armv8-a"],
+        "neon_dotprod": ["-march=armv8.2-a+dotprod"],
+        "neon_bf16": ["-march=armv8.2-a+dotprod+i8mm+bf16"],
+    },
+    "ppc64le": {
+        "scalar": ["-mcpu=power8", "-DCORE_PORTABLE"],
+        "vsx": ["-mcpu=power8", "-mtune=power9"],
+    },
+}
+
+
 def kernel_tiers(machine: str) -> dict[str, list[str]]:
-    """Compiler flags of each tier that a kind of processor has, by `platform.machine()` (csrc/cpu/isa.cpp chooses)."""
-    if machine in ("x86_64", "AMD64"):
-        return {
-            "scalar": ["-march=x86-64"],
-            "avx2": ["-march=x86-64-v3"],
-            "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-            "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
-        }
-    return {"scalar": []}
+    """The tiers of a kind of processor and their flags; of one that is not known, the scalar tier of its baseline."""
+    return TIERS.get(machine, {"scalar": []})
 
 
 def headers() -> list[str]:

@@ -6,6 +6,11 @@
 
 #include "kernels/kernels.hpp"
 
+#ifdef __aarch64__
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace core::cpu {
 namespace {
 
@@ -28,6 +33,14 @@ const std::vector<Tier>& tiers() {
     list.push_back({"avx2", &avx2::kernels, avx2});
     list.push_back({"avx512", &avx512::kernels, avx512});
     list.push_back({"avx512bf16", &avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+#elif defined(__aarch64__)
+    const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    const unsigned long bf16 = HWCAP2_I8MM | HWCAP2_BF16;
+    list.push_back({"neon", &neon::kernels, true});
+    list.push_back({"neon_dotprod", &neon_dotprod::kernels, dotprod});
+    list.push_back({"neon_bf16", &neon_bf16::kernels, dotprod && (getauxval(AT_HWCAP2) & bf16) == bf16});
+#elif defined(__powerpc64__) && defined(__LITTLE_ENDIAN__)
+    list.push_back({"vsx", &vsx::kernels, true});
 #endif
     return list;
   }();

@@ -22,6 +22,8 @@ inline void pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("isb" ::: "memory");
+#elif defined(__powerpc64__)
+  asm volatile("or 27,27,27" ::: "memory");
 #else
   std::this_thread::yield();
 #endif

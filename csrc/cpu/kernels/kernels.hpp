@@ -176,5 +176,17 @@ extern const Kernels kernels;
 namespace avx512bf16 {
 extern const Kernels kernels;
 }
+namespace neon {
+extern const Kernels kernels;
+}
+namespace neon_dotprod {
+extern const Kernels kernels;
+}
+namespace neon_bf16 {
+extern const Kernels kernels;
+}
+namespace vsx {
+extern const Kernels kernels;
+}
 
 }  // namespace core::cpu

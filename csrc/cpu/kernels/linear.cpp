@@ -11,8 +11,8 @@ namespace core::cpu {
 namespace CORE_ISA {
 namespace {
 
-// Rows and panels whose sums fill the registers: 32 of them with 16 lanes, else 16.
-constexpr int max_rows = lanes == 16 ? 12 : lanes == 8 ? 4 : 2;
+// Rows and panels whose sums fill the registers, with the weights beside them.
+constexpr int max_rows = lanes == 16 ? 12 : lanes == 8 ? 4 : registers / 8;
 constexpr int max_panels = lanes == 16 ? 2 : 1;
 constexpr int vectors = panel_outputs / lanes;
 

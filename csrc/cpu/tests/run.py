@@ -28,11 +28,11 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import tiers  # noqa: E402
 
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-#: For each machine, the processors that are emulated, and which tiers must run there: an old one, and the newest. Not
+#: For each machine, the processors that are emulated, and the best tier, which must run there. Not
 #: POWER8: glibc's sine has an instruction (mffscrni) that this processor takes for another, and qemu 7.2 for none.
 EMULATED = {
-    "aarch64": {"cortex-a72": ["scalar"], "max": ["scalar"]},
-    "ppc64le": {"power9": ["scalar"], "power10": ["scalar"]},
+    "aarch64": {"cortex-a72": ["neon"], "neoverse-n1": ["neon_dotprod"], "max": ["neon_bf16"]},
+    "ppc64le": {"power9": ["vsx"], "power10": ["vsx"]},
 }
 COMPILERS = {"aarch64": "aarch64-linux-gnu-g++", "ppc64le": "powerpc64le-linux-gnu-g++"}
 PACKAGES = "g++-aarch64-linux-gnu g++-powerpc64le-linux-gnu qemu-user"

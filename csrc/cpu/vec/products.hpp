@@ -45,6 +45,26 @@ struct Words<uint16_t> {
   static vfloat accumulate(vfloat sum, Weights w, Input x) { return (vfloat)_mm512_dpbf16_ps((__m512)sum, w, x); }
 };
 
+#elif defined(CORE_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+
+// One BFDOT a word. How it rounds the sum of two products depends on the processor (FEAT_EBF16), not on anything else.
+template <>
+struct Words<uint16_t> {
+  using Weights = bfloat16x8_t;
+  using Input = bfloat16x8_t;
+  static constexpr int per_word = 2;
+
+  static Weights weights(const uint32_t* from) { return (bfloat16x8_t)load_vector<vuint>(from); }
+  static Input both(uint32_t pair) { return (bfloat16x8_t)vdupq_n_u32(pair); }
+  static Input input(const uint16_t* x) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return both(pair);
+  }
+  static Input last_input(const uint16_t* x) { return both(*x); }
+  static vfloat accumulate(vfloat sum, Weights w, Input x) { return (vfloat)vbfdotq_f32((float32x4_t)sum, w, x); }
+};
+
 #else
 
 template <>
@@ -60,8 +80,8 @@ struct Words<uint16_t> {
     const vuint words = load_vector<vuint>(from);
     return {(vfloat)(words << 16), (vfloat)(words & 0xffff0000u)};
   }
-  static Input input(const uint16_t* x) { return {broadcast(to_float(x[0])), broadcast(to_float(x[1]))}; }
-  static Input last_input(const uint16_t* x) { return {broadcast(to_float(x[0])), vfloat{}}; }
+  static Input input(const uint16_t* x) { return {broadcast(x[0]), broadcast(x[1])}; }
+  static Input last_input(const uint16_t* x) { return {broadcast(x[0]), vfloat{}}; }
   static vfloat accumulate(vfloat sum, Weights w, Input x) {
     sum = sum + w.first * x.first;
     return sum + w.second * x.second;

@@ -8,6 +8,15 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && !defined(CORE_PORTABLE)
+#define CORE_NEON
+#include <arm_neon.h>
+#elif defined(__VSX__) && defined(__LITTLE_ENDIAN__) && !defined(CORE_PORTABLE)
+#define CORE_VSX
+#include <altivec.h>
+#undef vector
+#undef pixel
+#undef bool
 #endif
 
 namespace core::cpu {
@@ -22,12 +31,24 @@ constexpr int lanes = 8;
 constexpr int lanes = 4;
 #endif
 
+// Vectors that the registers hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int registers = 32;
+#elif defined(__VSX__)
+constexpr int registers = 64;
+#else
+constexpr int registers = 16;
+#endif
+
 typedef float vfloat __attribute__((vector_size(lanes * 4)));
 typedef int32_t vint __attribute__((vector_size(lanes * 4)));
 typedef uint32_t vuint __attribute__((vector_size(lanes * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(lanes * 2)));
 
 inline vfloat broadcast(float x) { return x - vfloat{}; }
+
+// A bfloat16 in every lane; as an integer, since POWER keeps a single float as a double.
+inline vfloat broadcast(uint16_t x) { return (vfloat)((uint32_t{x} << 16) - vuint{}); }
 
 template <typename Vector>
 inline Vector load_vector(const void* from) {
@@ -42,23 +63,44 @@ inline vfloat load(const float* from) { return load_vector<vfloat>(from); }
 #if defined(__AVX512F__)
 inline vuint extend(vhalf v) { return (vuint)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v); }
 inline vhalf truncate(vuint v) { return (vhalf)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v); }
+inline vfloat widen(vhalf v) { return (vfloat)(extend(v) << 16); }
+#elif defined(CORE_NEON)
+inline vuint extend(vhalf v) { return (vuint)vmovl_u16((uint16x4_t)v); }
+inline vhalf truncate(vuint v) { return (vhalf)vmovn_u32((uint32x4_t)v); }
+inline vfloat widen(vhalf v) { return (vfloat)vshll_n_u16((uint16x4_t)v, 16); }
+#elif defined(CORE_VSX)
+// A vector of 8 bytes has no register of its own: it is put into the first half of one.
+typedef uint16_t vhalves __attribute__((vector_size(16)));
+typedef uint64_t vlong __attribute__((vector_size(16)));
+
+inline vhalves in_register(vhalf v) { return (vhalves)vlong{(uint64_t)v, 0}; }
+inline vuint extend(vhalf v) { return (vuint)vec_mergeh(in_register(v), vhalves{}); }
+inline vhalf truncate(vuint v) { return (vhalf)((vlong)vec_pack(v, v))[0]; }
+inline vfloat widen(vhalf v) { return (vfloat)vec_mergeh(vhalves{}, in_register(v)); }
 #else
 inline vuint extend(vhalf v) { return __builtin_convertvector(v, vuint); }
 inline vhalf truncate(vuint v) { return __builtin_convertvector(v, vhalf); }
+inline vfloat widen(vhalf v) { return (vfloat)(extend(v) << 16); }
 #endif
 
-inline vfloat load(const uint16_t* from) { return (vfloat)(extend(load_vector<vhalf>(from)) << 16); }
+inline vfloat load(const uint16_t* from) { return widen(load_vector<vhalf>(from)); }
 
 inline void store(float* to, vfloat v) { __builtin_memcpy(to, &v, sizeof v); }
 
-// Round to nearest even, as from_float below; a NaN stays one.
-inline vhalf narrow(vfloat v) {
+// The upper halves, rounded to nearest even as from_float below; a NaN stays one.
+inline vuint upper_halves(vfloat v) {
   const vuint bits = (vuint)v;
   const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const vuint quiet_nan = (bits >> 16) | 0x40u;
   const vuint is_nan = (vuint)((bits & 0x7fffffffu) > 0x7f800000u);
-  return truncate((rounded & ~is_nan) | (quiet_nan & is_nan));
+  return (rounded & ~is_nan) | (quiet_nan & is_nan);
 }
+
+#if defined(CORE_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline vhalf narrow(vfloat v) { return (vhalf)vcvt_bf16_f32((float32x4_t)v); }
+#else
+inline vhalf narrow(vfloat v) { return truncate(upper_halves(v)); }
+#endif
 
 inline void store(uint16_t* to, vfloat v) {
   const vhalf half = narrow(v);
@@ -94,9 +136,7 @@ inline void store_padded(T* row, int64_t at, int64_t count, vfloat v) {
 // To the element type and back: where a result is rounded before it is used again.
 inline vfloat rounded(vfloat v, float) { return v; }
 
-inline vfloat rounded(vfloat v, uint16_t) {
-  return (vfloat)(extend(narrow(v)) << 16);
-}
+inline vfloat rounded(vfloat v, uint16_t) { return (vfloat)(upper_halves(v) << 16); }
 
 inline vfloat select(vint condition, vfloat yes, vfloat no) {
   return (vfloat)((condition & (vint)yes) | (~condition & (vint)no));
