@@ -28,11 +28,11 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import tiers  # noqa: E402
 
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-#: For each machine, the processors that are emulated, and the best tier, which must run there. Not
-#: POWER8: glibc's sine has an instruction (mffscrni) that this processor takes for another, and qemu 7.2 for none.
+#: For each machine, the processors that are emulated, and the tiers that run there. Not POWER8: glibc's sine has an
+#: instruction (mffscrni) that this processor takes for another, and qemu 7.2 for none.
 EMULATED = {
-    "aarch64": {"cortex-a72": ["neon"], "neoverse-n1": ["neon_dotprod"], "max": ["neon_bf16"]},
-    "ppc64le": {"power9": ["vsx"], "power10": ["vsx"]},
+    "aarch64": {"cortex-a72": ["scalar", "neon"], "neoverse-n1": ["neon_dotprod"], "max": ["neon_bf16"]},
+    "ppc64le": {"power9": ["scalar", "vsx"]},
 }
 COMPILERS = {"aarch64": "aarch64-linux-gnu-g++", "ppc64le": "powerpc64le-linux-gnu-g++"}
 PACKAGES = "g++-aarch64-linux-gnu g++-powerpc64le-linux-gnu qemu-user"
@@ -79,24 +79,34 @@ def compile_one(command: list[str], source: str, folder: Path) -> str:
     return str(made)
 
 
-def run(machine: str, sanitize: bool) -> bool:
-    """Whether all tests passed on all of the machine's processors."""
-    start = time.monotonic()
-    program = build(machine, sanitize)
-    print(f"{machine}: built in {time.monotonic() - start:.0f} s", flush=True)
-    if machine == "native":
-        return subprocess.run([program], check=False).returncode == 0
-    emulator = f"qemu-{machine}"
-    if shutil.which(emulator) is None:
-        sys.exit(f"{emulator} is not on PATH: apt-get install {PACKAGES}")
-    passed = True
-    for processor, expected in EMULATED[machine].items():
-        start = time.monotonic()
+def run_native(sanitize: bool) -> bool:
+    """Whether all tests passed on all tiers of this processor."""
+    return subprocess.run([build("native", sanitize)], check=False).returncode == 0
+
+
+def run_emulated(machines: list[str]) -> bool:
+    """Whether all tests passed on all processors of the machines, of which as many run at once as there are cores."""
+    for machine in machines:
+        if shutil.which(f"qemu-{machine}") is None:
+            sys.exit(f"qemu-{machine} is not on PATH: apt-get install {PACKAGES}")
+    programs = {machine: build(machine, sanitize=False) for machine in machines}
+    runs = [(machine, processor) for machine in machines for processor in EMULATED[machine]]
+
+    def passed(what: tuple[str, str]) -> bool:
+        machine, processor = what
         sysroot = f"/usr/{COMPILERS[machine].removesuffix('-g++')}"
-        command = [emulator, "-cpu", processor, "-L", sysroot, str(program), *expected]
-        passed = subprocess.run(command, check=False).returncode == 0 and passed
-        print(f"{machine} as {processor}: {time.monotonic() - start:.0f} s", flush=True)
-    return passed
+        command = [f"qemu-{machine}", "-cpu", processor, "-L", sysroot, str(programs[machine])]
+        start = time.monotonic()
+        done = subprocess.run([*command, *EMULATED[machine][processor]], check=False, capture_output=True, text=True)
+        print(
+            f"{machine} as {processor}, {time.monotonic() - start:.0f} s:\n{done.stdout}{done.stderr}",
+            end="",
+            flush=True,
+        )
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return all(list(pool.map(passed, runs)))
 
 
 def main() -> None:
@@ -107,8 +117,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.sanitize and args.machines != ["native"]:
         parser.error("--sanitize: the sanitizers' run-time does not work under qemu; it takes `native` alone")
-    results = [run(machine, args.sanitize) for machine in args.machines]
-    sys.exit(0 if all(results) else 1)
+    native = "native" not in args.machines or run_native(args.sanitize)
+    emulated = [machine for machine in args.machines if machine != "native"]
+    sys.exit(0 if native and run_emulated(emulated) else 1)
 
 
 if __name__ == "__main__":
