@@ -125,7 +125,9 @@ def main() -> None:
             costs.append((sum(watched.cpu_times()[:2]) - before) / total * 1e6)
             merged.append(total / events)
     process.terminate()
-    print(f"{arguments.connections} streams of {arguments.tokens} tokens, {statistics.median(merged):.2f} tokens an event")
+    print(
+        f"{arguments.connections} streams of {arguments.tokens} tokens, {statistics.median(merged):.2f} tokens an event"
+    )
     print(f"{statistics.median(rates):,.0f} tokens/s ({min(rates):,.0f} to {max(rates):,.0f})")
     print(f"{statistics.median(costs):.1f} µs of CPU a token ({min(costs):.1f} to {max(costs):.1f})")
 
