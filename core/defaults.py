@@ -113,6 +113,10 @@ class TorchMemory(MemoryBackend):
         found: Tensor = handle.cpu()
         return found
 
+    def host_view(self, handle: Any) -> Tensor | None:
+        """The tensor itself where the device is the host; None for a platform's own kind of handle."""
+        return handle if isinstance(handle, Tensor) and handle.device.type == "cpu" else None
+
     def in_use(self) -> Mapping[str, int]:
         """Bytes held now, by usage."""
         totals: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from core.platform import Bucket
+from core.runner.inputs import IntArray
 from core.sampling.batch import SamplingBatch
 from core.structured.base import Matcher
 from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs
 
-IntArray = npt.NDArray[np.int32]
 #: A matcher for a form, behind the tokens that the answer has already.
 StartMatcher = Callable[[StructuredOutputs, Sequence[int]], Matcher]
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One step's inputs by name, padded to `shape`; `rows` and `sampling` are of the real sequences only.
+    """One step as the input buffers hold it, padded to `shape`; `rows` and `sampling` are of the real sequences only.
 
     `sampling[i]` tells whether the i-th sequence's last token is its last known one, so that it samples.
     """
 
-    arrays: dict[str, IntArray]
     shape: Bucket
     rows: npt.NDArray[np.int64]
     num_tokens: npt.NDArray[np.int64]
@@ -36,6 +35,7 @@ class StepInputs:
 class BatchState:
     """Tokens, lengths and block tables of up to `max_num_seqs` requests, by row.
 
+    `inputs` are the arrays that `prepare` writes, by the names of `core.layers.base.StepContext`.
     `argmax[row]` is what `is_argmax` says of the row's parameters (`core.sampling.Sampler.is_argmax`).
     """
 
@@ -48,10 +48,13 @@ class BatchState:
         block_size: int,
         is_argmax: Callable[[SamplingParams], bool],
         start_matcher: StartMatcher,
+        inputs: Mapping[str, IntArray],
     ) -> None:
         self._block_size = block_size
         self._is_argmax = is_argmax
         self._start_matcher = start_matcher
+        self.inputs = inputs
+        self._counting = np.arange(max_num_seqs + 1)
         # One token more than the longest context: the last one sampled is never computed.
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.num_tokens = np.zeros(max_num_seqs, np.int64)
@@ -89,30 +92,45 @@ class BatchState:
             table[row, : len(blocks)] = blocks
 
     def prepare(self, plan: StepPlan, buckets: tuple[Bucket, ...]) -> StepInputs:
-        """The inputs of a plan with rows, padded to the smallest of `buckets` that holds it (none: not padded)."""
-        rows = np.asarray(plan.rows, np.int64)
-        counts = np.asarray(plan.num_tokens, np.int64)
-        starts = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(counts, out=starts[1:])
-        total = int(starts[-1])
+        """Write the inputs of a plan with rows, padded to the smallest of `buckets` that holds it (none: not padded)."""
+        rows = np.array(plan.rows, np.int64)
+        counts = np.array(plan.num_tokens, np.int64)
+        computed = self.num_computed[rows]
+        lengths = computed + counts
+        total = sum(plan.num_tokens)
+        if total == len(rows):  # decoding: one token each
+            starts, row_of_token, positions = self._counting[: total + 1], rows, computed
+        else:
+            starts = np.zeros(len(rows) + 1, np.int64)
+            np.cumsum(counts, out=starts[1:])
+            row_of_token = np.repeat(rows, counts)
+            positions = np.arange(total) - np.repeat(starts[:-1] - computed, counts)
         shape = pick_bucket(buckets, total, len(rows))
+        self._write_tokens(row_of_token, positions, shape.num_tokens)
+        self._write_sequences(rows, starts, lengths, shape.num_seqs)
+        return StepInputs(shape, rows, counts, lengths == self.num_tokens[rows])
 
-        row_of_token = np.repeat(rows, counts)
-        positions = np.arange(total) - np.repeat(starts[:-1] - self.num_computed[rows], counts)
-        lengths = self.num_computed[rows] + counts
-        arrays = {
-            "token_ids": _padded(self.tokens[row_of_token, positions], shape.num_tokens),
-            "positions": _padded(positions, shape.num_tokens),
-            "query_start": _padded(starts, shape.num_seqs + 1, total),
-            "seq_lens": _padded(lengths, shape.num_seqs),
-            "logits_rows": _padded(starts[1:] - 1, shape.num_seqs),
-        }
+    def _write_tokens(self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], length: int) -> None:
+        """The inputs that have one number for each token. Padding writes to slot 0, which lies in the null block."""
+        _write(self.inputs["token_ids"], self.tokens[rows, positions], length)
+        _write(self.inputs["positions"], positions, length)
         block, offset = np.divmod(positions, self._block_size)
         for group, table in enumerate(self.block_tables):
-            slots = table[row_of_token, block] * self._block_size + offset
-            arrays[f"slot_mapping.{group}"] = _padded(slots, shape.num_tokens)
-            arrays[f"block_table.{group}"] = _padded(table[rows], shape.num_seqs)
-        return StepInputs(arrays, shape, rows, counts, lengths == self.num_tokens[rows])
+            _write(self.inputs[f"slot_mapping.{group}"], table[rows, block] * self._block_size + offset, length)
+
+    def _write_sequences(
+        self,
+        rows: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        length: int,
+    ) -> None:
+        """The inputs that have one number, or one row, for each sequence."""
+        _write(self.inputs["query_start"], starts, length + 1, int(starts[-1]))
+        _write(self.inputs["seq_lens"], lengths, length)
+        _write(self.inputs["logits_rows"], starts[1:] - 1, length)
+        for group, table in enumerate(self.block_tables):
+            _write(self.inputs[f"block_table.{group}"], table[rows], length)
 
     def sampling_batch(self, rows: npt.NDArray[np.int64]) -> SamplingBatch:
         """What the sampler needs of `rows`."""
@@ -154,8 +172,9 @@ def pick_bucket(buckets: tuple[Bucket, ...], num_tokens: int, num_seqs: int) -> 
     return min(fitting, key=lambda b: (b.num_tokens * b.num_seqs, b))
 
 
-def _padded(array: npt.NDArray[Any], length: int, fill: int = 0) -> IntArray:
-    """`array` as int32, filled up along the first axis. Padding tokens write to slot 0, which lies in the null block."""
-    out = np.full((length, *array.shape[1:]), fill, np.int32)
-    out[: len(array)] = array
-    return out
+def _write(target: IntArray, values: npt.NDArray[Any], length: int, fill: int = 0) -> None:
+    """`values` at the beginning of `target`, then `fill` up to `length` along the first axis."""
+    count = len(values)
+    target[:count] = values
+    if count < length:
+        target[count:length] = fill

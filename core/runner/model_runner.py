@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from core.platform import Bucket, Executable, MemoryBackend
-from core.program import Value
 from core.runner.batch import BatchState, StepInputs
 from core.runner.blocks import BlockMover
+from core.runner.inputs import InputBuffers
 from core.sampling import Sampler
 from core.sampling.sampler import greedy
 from core.types import StepOutput, StepPlan, TokenLogprobs
@@ -29,9 +29,8 @@ class ModelRunner:
         sampler: Sampler,
         executable_for: ExecutableFor,
         buckets: tuple[Bucket, ...],
-        inputs: Mapping[str, Value],
-        handles: Mapping[int, Any],
-        logits: Value,
+        inputs: InputBuffers,
+        logits: Any,
         memory: MemoryBackend,
         blocks: BlockMover,
     ) -> None:
@@ -40,8 +39,8 @@ class ModelRunner:
         self._executable_for = executable_for
         self._buckets = buckets
         self._inputs = inputs
-        self._handles = handles
         self._logits = logits
+        self._logits_view = memory.host_view(logits)
         self._memory = memory
         self._blocks = blocks
 
@@ -55,15 +54,21 @@ class ModelRunner:
 
     def _compute(self, plan: StepPlan) -> StepOutput:
         inputs = self._batch.prepare(plan, self._buckets)
-        return self._sample(plan.step, inputs, self.forward(inputs.arrays, inputs.shape))
+        return self._sample(plan.step, inputs, self._forward(inputs.shape))
 
-    def forward(self, arrays: Mapping[str, Any], shape: Bucket) -> torch.Tensor:
-        """Fill the input buffers, run the program, and return the logits [num_seqs, vocab] on the host."""
-        for name, array in arrays.items():
-            self._memory.upload(self._handles[self._inputs[name].index], torch.from_numpy(array))
+    def idle(self, shape: Bucket) -> None:
+        """Run the program where no sequence has a token: everything is padding, in the null block."""
+        self._inputs.clear()
+        self._forward(shape)
+
+    def _forward(self, shape: Bucket) -> torch.Tensor:
+        """Run the program on what the input buffers hold, and return the logits [num_seqs, vocab] on the host."""
+        self._inputs.upload(shape)
         self._executable_for(shape).run(shape.num_tokens, shape.num_seqs)
         self._memory.synchronize()
-        logits: torch.Tensor = self._memory.download(self._handles[self._logits.index])
+        logits: torch.Tensor = self._logits_view
+        if logits is None:
+            logits = self._memory.download(self._logits)
         return logits[: shape.num_seqs]
 
     def _sample(self, step: int, inputs: StepInputs, logits: torch.Tensor) -> StepOutput:

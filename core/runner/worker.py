@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 
 from core.defaults import EagerExecutable
@@ -31,6 +30,7 @@ from core.runner.arena import plan_arena
 from core.runner.attention import attention_query, choose_attention
 from core.runner.batch import BatchState
 from core.runner.blocks import BlockMover
+from core.runner.inputs import InputBuffers
 from core.runner.kernels import resolve_kernels
 from core.runner.model_runner import ModelRunner
 from core.sampling import make_sampler
@@ -171,6 +171,8 @@ class Worker:
         model, sampler = self._model, make_sampler(self._config)
         described = self._config.model
         matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
+        program = model.program
+        inputs = InputBuffers(program.named(Storage.INPUT), self._handles, self._memory, self._limits)
         self._runner = ModelRunner(
             batch=BatchState(
                 scheduler.max_num_seqs,
@@ -180,13 +182,13 @@ class Worker:
                 cache.block_size,
                 sampler.is_argmax,
                 matchers.start,
+                inputs.arrays,
             ),
             sampler=sampler,
             executable_for=self._executable_for,
             buckets=self._buckets,
-            inputs=model.program.named(Storage.INPUT),
-            handles=self._handles,
-            logits=model.program.named(Storage.OUTPUT)[LOGITS],
+            inputs=inputs,
+            logits=self._handles[program.named(Storage.OUTPUT)[LOGITS].index],
             memory=self._memory,
             blocks=self._blocks,
         )
@@ -228,15 +230,8 @@ class Worker:
         """Run each bucket, or a decode and a short prefill, on the null block: every weight and kernel is touched."""
         shapes = self._buckets or (Bucket(1, 1), Bucket(min(_WARMUP_TOKENS, self._limits.num_tokens), 1))
         for done, shape in enumerate(shapes, 1):
-            self._ready().forward(self._idle_inputs(shape), shape)
+            self._ready().idle(shape)
             progress("warming up", done / len(shapes))
-
-    def _idle_inputs(self, shape: Bucket) -> dict[str, np.ndarray[Any, Any]]:
-        """Inputs of a step in which no sequence has a token: everything is padding."""
-        return {
-            name: np.zeros(value.resolve(shape.num_tokens, shape.num_seqs), np.int32)
-            for name, value in self._model.program.named(Storage.INPUT).items()
-        }
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Carry out one plan."""

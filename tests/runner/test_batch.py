@@ -35,6 +35,9 @@ class Written(Matcher):
 
 
 def make_state() -> BatchState:
+    sizes = {"token_ids": 64, "positions": 64, "slot_mapping.0": 64, "query_start": 5, "seq_lens": 4, "logits_rows": 4}
+    inputs = {name: np.full(size, -1, np.int32) for name, size in sizes.items()}
+    inputs["block_table.0"] = np.full((4, 8), -1, np.int32)
     return BatchState(
         max_num_seqs=4,
         max_model_len=32,
@@ -43,6 +46,7 @@ def make_state() -> BatchState:
         block_size=BLOCK,
         is_argmax=is_plain_greedy,
         start_matcher=Written,
+        inputs=inputs,
     )
 
 
@@ -61,22 +65,22 @@ def test_prefill_then_decode() -> None:
     state.apply(first)
     inputs = state.prepare(first, ())
     assert inputs.shape == Bucket(5, 1)
-    assert inputs.arrays["token_ids"].tolist() == [10, 11, 12, 13, 14]
-    assert inputs.arrays["positions"].tolist() == [0, 1, 2, 3, 4]
-    assert inputs.arrays["slot_mapping.0"].tolist() == [28, 29, 30, 31, 12]
-    assert inputs.arrays["query_start"].tolist() == [0, 5]
-    assert inputs.arrays["seq_lens"].tolist() == [5]
-    assert inputs.arrays["logits_rows"].tolist() == [4]
+    assert state.inputs["token_ids"][:5].tolist() == [10, 11, 12, 13, 14]
+    assert state.inputs["positions"][:5].tolist() == [0, 1, 2, 3, 4]
+    assert state.inputs["slot_mapping.0"][:5].tolist() == [28, 29, 30, 31, 12]
+    assert state.inputs["query_start"][:2].tolist() == [0, 5]
+    assert state.inputs["seq_lens"][:1].tolist() == [5]
+    assert state.inputs["logits_rows"][:1].tolist() == [4]
     assert inputs.sampling.tolist() == [True]
     state.advance(inputs, inputs.rows, np.array([99]))
 
     second = plan([2], [1])
     state.apply(second)
-    inputs = state.prepare(second, ())
-    assert inputs.arrays["token_ids"].tolist() == [99]
-    assert inputs.arrays["positions"].tolist() == [5]
-    assert inputs.arrays["slot_mapping.0"].tolist() == [13]
-    assert inputs.arrays["seq_lens"].tolist() == [6]
+    state.prepare(second, ())
+    assert state.inputs["token_ids"][:1].tolist() == [99]
+    assert state.inputs["positions"][:1].tolist() == [5]
+    assert state.inputs["slot_mapping.0"][:1].tolist() == [13]
+    assert state.inputs["seq_lens"][:1].tolist() == [6]
 
 
 def test_a_chunk_in_the_middle_of_a_prompt_does_not_sample() -> None:
@@ -95,12 +99,13 @@ def test_blocks_arrive_later_and_rows_are_reused() -> None:
     state.apply(plan([], [], admitted=[admission(0, [1] * 6, [5, 6], computed=4)]))
     step = plan([0], [2], blocks=[(0, 0, 1, 2)])
     state.apply(step)
-    assert state.prepare(step, ()).arrays["slot_mapping.0"].tolist() == [8, 9]
+    state.prepare(step, ())
+    assert state.inputs["slot_mapping.0"][:2].tolist() == [8, 9]
     again = plan([0], [2], released=[0], admitted=[admission(0, [8, 9], [3])])
     state.apply(again)
-    inputs = state.prepare(again, ())
-    assert inputs.arrays["token_ids"].tolist() == [8, 9]
-    assert inputs.arrays["slot_mapping.0"].tolist() == [12, 13]
+    state.prepare(again, ())
+    assert state.inputs["token_ids"][:2].tolist() == [8, 9]
+    assert state.inputs["slot_mapping.0"][:2].tolist() == [12, 13]
 
 
 def test_padding_stays_in_the_null_block() -> None:
@@ -109,11 +114,12 @@ def test_padding_stays_in_the_null_block() -> None:
     state.apply(step)
     inputs = state.prepare(step, (Bucket(4, 2), Bucket(8, 2), Bucket(64, 2)))
     assert inputs.shape == Bucket(4, 2)
-    assert inputs.arrays["token_ids"].tolist() == [5, 6, 7, 0]
-    assert inputs.arrays["slot_mapping.0"].tolist() == [8, 9, 10, 0]
-    assert inputs.arrays["query_start"].tolist() == [0, 3, 3], "no sequence owns the padding"
-    assert inputs.arrays["seq_lens"].tolist() == [3, 0]
-    assert inputs.arrays["block_table.0"].shape == (2, 8)
+    assert state.inputs["token_ids"][:4].tolist() == [5, 6, 7, 0]
+    assert state.inputs["slot_mapping.0"][:4].tolist() == [8, 9, 10, 0]
+    assert state.inputs["query_start"][:3].tolist() == [0, 3, 3], "no sequence owns the padding"
+    assert state.inputs["seq_lens"][:2].tolist() == [3, 0]
+    assert state.inputs["block_table.0"][:2].tolist() == [[2] + [0] * 7, [0] * 8]
+    assert state.inputs["token_ids"][4] == -1, "nothing beyond the shape is written"
 
 
 @pytest.mark.parametrize(

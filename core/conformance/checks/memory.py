@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.conformance.bounds import FLOATS
 from core.conformance.buffers import same_bits
-from core.conformance.failures import Broken, expect
+from core.conformance.failures import Broken, NotClaimed, expect
 from core.conformance.registry import check
 from core.conformance.subject import Subject
 from core.defaults import torch_dtype
@@ -59,6 +59,26 @@ def round_trip(subject: Subject) -> None:
             expect(same_bits(found, data), f"download() of {list(shape)} {dtype} is not what upload() put there")
     _check_rows(subject)
     _check_conversion(subject)
+
+
+@check("memory.host_view", "ops", "a view that is a copy leaves the device with the inputs of the step before")
+def host_view(subject: Subject) -> None:
+    """What is written to a handle's host view, where there is one, download() gives, and what upload() puts it shows."""
+    memory, seen = subject.buffers.memory, 0
+    for dtype in _dtypes(subject):
+        for shape in _SHAPES:
+            handle, data = subject.buffers.alloc(shape, dtype), _numbers(shape, dtype)
+            view = memory.host_view(handle)
+            if view is None:
+                continue
+            seen += 1
+            expect(tuple(view.shape) == shape, f"host_view() of {list(shape)} is {list(view.shape)}")
+            view.copy_(data)
+            expect(same_bits(memory.download(handle), data), f"host_view() of {dtype} is not the handle's memory")
+            memory.upload(handle, data.flip(0))
+            expect(same_bits(view, data.flip(0)), f"host_view() of {dtype} does not show what upload() put")
+    if not seen:
+        raise NotClaimed("the host cannot reach this memory: host_view() gives None")
 
 
 def _check_rows(subject: Subject) -> None:
