@@ -125,6 +125,12 @@ class DownloadStale(Memory):
         self._read.pop(id(handle), None)
 
 
+@wrong("host-view-copied", "host_view() gives a copy", "memory.host_view")
+class HostViewCopied(Memory):
+    def host_view(self, handle: Tensor) -> Tensor:
+        return handle.clone()
+
+
 @wrong("upload-aliases", "upload() keeps the host's tensor and reads it later", "memory.fresh_reads")
 class UploadAliases(Memory):
     def __init__(self) -> None:
