@@ -40,6 +40,9 @@ class HostPlatform(Platform):
     Making one sets the thread counts of torch and of the native kernels, for the whole process.
     """
 
+    #: The next step is planned, and the last one's tokens are delivered, while the native program runs without the GIL.
+    max_in_flight = 2
+
     def __init__(self, name: str, threads: int | None) -> None:
         """`threads` of torch and of the native kernels; None: one a usable core. `name` is for errors."""
         cores = host.usable_cores()
