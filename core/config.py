@@ -93,7 +93,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # KV cache
     block_size: Annotated[Positive | None, Meta(description="tokens in a KV block; default: the platform's")] = None
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of the KV cache; auto: the model's")
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Meta(description="type of the KV cache; auto: the model's"),
     ] = "auto"
     kv_cache_memory: Annotated[
         str | None, Meta(description="KV cache size, like 4GiB or 512MiB; default: what fits, see `core plan`")

@@ -142,12 +142,20 @@ void add_rope(Program& program, Rows rows, const Matrix& x, const Matrix& angles
   program.add([=](const StepSizes& sizes) { rope(args, count(sizes, rows)); });
 }
 
-void add_kv_write(Program& program, Rows rows, const Matrix& key, const Matrix& value, const KVCache& cache,
+// A cache tells how wide its heads are; how much of that is filled is the op's to say.
+KVCache with_heads_of(const KVCache& cache, int64_t head_dim) {
+  KVCache filled = cache;
+  filled.head_dim = head_dim;
+  require(head_dim > 0 && filled.width() == cache.width(), "head_dim", "is not the cache's");
+  return filled;
+}
+
+void add_kv_write(Program& program, Rows rows, const Matrix& key, const Matrix& value, const KVCache& given,
                   const Matrix& slot_mapping) {
   require_floats(key, "key");
   require_like(value, key, "value");
-  const int64_t columns = cache.num_kv_heads * cache.head_dim;
-  require(key.columns == columns && value.columns == columns, "key", "or value has not the columns of the cache");
+  require(key.columns % given.num_kv_heads == 0 && value.columns == key.columns, "key", "or value has not the cache's heads");
+  const KVCache cache = with_heads_of(given, key.columns / given.num_kv_heads);
   KVWrite args{key.data, value.data, key.stride, value.stride, key.type, indices(slot_mapping, "slot_mapping"), 0,
                cache};
   program.add([=](const StepSizes& sizes) mutable {
@@ -156,12 +164,13 @@ void add_kv_write(Program& program, Rows rows, const Matrix& key, const Matrix& 
   });
 }
 
-void add_attention(Program& program, Rows, const Matrix& query, const KVCache& cache, const Matrix& block_table,
+void add_attention(Program& program, Rows, const Matrix& query, const KVCache& given, const Matrix& block_table,
                    const Matrix& query_start, const Matrix& seq_lens, const Matrix& out, int64_t head_dim,
                    int64_t num_kv_heads, float scale, std::optional<int64_t> window) {
   require_floats(query, "query");
   require_like(out, query, "out");
-  require(head_dim == cache.head_dim && num_kv_heads == cache.num_kv_heads, "head_dim", "is not the cache's");
+  require(num_kv_heads == given.num_kv_heads, "num_kv_heads", "is not the cache's");
+  const KVCache cache = with_heads_of(given, head_dim);
   const int64_t num_heads = query.columns / head_dim;
   require(num_heads > 0 && query.columns % head_dim == 0 && num_heads % num_kv_heads == 0, "query",
           "must have a positive multiple of num_kv_heads heads");
@@ -203,7 +212,7 @@ void bind_operands(py::module_& module) {
       .def("pack", &py_pack, "row"_a, "rows"_a, "source"_a)
       .def("unpack", &py_unpack, "row"_a, "rows"_a, "target"_a);
   py::class_<KVCache>(module, "KVCache")
-      .def(py::init(&kv_cache), "key_cache"_a, "value_cache"_a, "cache_dtype"_a, "num_kv_heads"_a, "head_dim"_a,
+      .def(py::init(&kv_cache), "key_cache"_a, "value_cache"_a, "cache_dtype"_a, "num_kv_heads"_a, "width"_a,
            "block_size"_a);
   module.def(
       "packed_bytes",

@@ -30,13 +30,17 @@ inline Element element(const std::string& dtype, const char* name) {
   throw std::invalid_argument(std::string(name) + ": '" + dtype + "' is not one of float32, bfloat16");
 }
 
+inline Element cache_element(const std::string& dtype) {
+  return dtype == "int8" ? Element::int8 : element(dtype, "cache_dtype");
+}
+
 inline KVCache kv_cache(uintptr_t key, uintptr_t value, const std::string& dtype, int64_t num_kv_heads,
                         int64_t head_dim, int64_t block_size) {
   require(num_kv_heads > 0, "num_kv_heads", "must be positive");
   require(head_dim > 0 && head_dim <= max_head_dim, "head_dim", "must be in [1, 256]");
   require(block_size > 0, "block_size", "must be positive");
-  return {address(key, "key_cache"), address(value, "value_cache"), element(dtype, "cache_dtype"), num_kv_heads,
-          head_dim, block_size};
+  return {pointer<uint32_t>(key, "key_cache"), pointer<uint32_t>(value, "value_cache"), cache_element(dtype),
+          num_kv_heads, head_dim, block_size};
 }
 
 }  // namespace core::cpu

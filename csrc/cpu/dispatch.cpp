@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -37,19 +38,83 @@ void check_sequences(const PagedAttention& args) {
 
 // The longest items come first within a sequence, so that none is left to one thread at the end.
 std::vector<AttentionItem> cut(const PagedAttention& args) {
-  const int64_t group = args.num_heads / args.cache.num_kv_heads;
+  const auto group = static_cast<int32_t>(args.num_heads / args.cache.num_kv_heads);
+  const auto heads = static_cast<int32_t>(args.cache.num_kv_heads);
   std::vector<AttentionItem> items;
-  for (int64_t seq = 0; seq < args.num_seqs; ++seq) {
-    const int64_t num_rows = (args.query_start[seq + 1] - args.query_start[seq]) * group;
-    for (int64_t last = num_rows; last > 0; last -= tile_rows) {
-      const int64_t first = std::max<int64_t>(0, last - tile_rows);
-      for (int64_t head = 0; head < args.cache.num_kv_heads; ++head) {
-        items.push_back({static_cast<int32_t>(seq), static_cast<int32_t>(head), static_cast<int32_t>(first),
-                         static_cast<int32_t>(last)});
-      }
+  for (int32_t seq = 0; seq < args.num_seqs; ++seq) {
+    const int32_t queries = args.query_start[seq + 1] - args.query_start[seq];
+    const int32_t computed = args.seq_lens[seq] - queries;
+    for (int32_t last = queries * group; last > 0; last -= tile_rows) {
+      const int32_t first = std::max(0, last - tile_rows);
+      const int64_t window_begin = args.window > 0 ? computed + first / group + 1 - args.window : 0;
+      const auto first_key = static_cast<int32_t>(std::max<int64_t>(0, window_begin));
+      const int32_t last_key = computed + (last - 1) / group + 1;
+      for (int32_t head = 0; head < heads; ++head) items.push_back({seq, head, first, last, first_key, last_key});
     }
   }
   return items;
+}
+
+// Items below which, for each thread, their splits are handed out one by one. The results are the same bits.
+constexpr int64_t items_per_thread = 4;
+
+bool worth_splitting(const std::vector<AttentionItem>& items) {
+  if (num_threads() == 1 || static_cast<int64_t>(items.size()) >= items_per_thread * num_threads()) return false;
+  return std::any_of(items.begin(), items.end(),
+                     [](const AttentionItem& item) { return item.last_split() - item.first_split() > 1; });
+}
+
+void attend_whole(const PagedAttention& args, const std::vector<AttentionItem>& items) {
+  struct Context {
+    const PagedAttention& args;
+    const std::vector<AttentionItem>& items;
+    const Kernels& kernels;
+  };
+  const Context context{args, items, kernels()};
+  const auto attend = [](const void* data, int64_t index) noexcept {
+    const Context& context = *static_cast<const Context*>(data);
+    context.kernels.attend(context.args, context.items[index]);
+  };
+  parallel_for(static_cast<int64_t>(items.size()), attend, &context);
+}
+
+void attend_by_splits(const PagedAttention& args, const std::vector<AttentionItem>& items) {
+  struct Piece {
+    int64_t item;
+    int64_t split;
+    int64_t state;
+  };
+  struct Context {
+    const PagedAttention& args;
+    const std::vector<AttentionItem>& items;
+    const Kernels& kernels;
+    std::vector<Piece> pieces;
+    std::vector<int64_t> first_state;
+    std::unique_ptr<float[]> states;
+  };
+  Context context{args, items, kernels(), {}, {}, nullptr};
+  int64_t floats = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    context.first_state.push_back(floats);
+    for (int64_t split = items[i].first_split(); split < items[i].last_split(); ++split) {
+      context.pieces.push_back({static_cast<int64_t>(i), split, floats});
+      floats += items[i].state_floats(args.cache);
+    }
+  }
+  context.states.reset(new float[floats]);
+  const auto attend = [](const void* data, int64_t index) noexcept {
+    const Context& context = *static_cast<const Context*>(data);
+    const Piece& piece = context.pieces[index];
+    context.kernels.attend_split(context.args, context.items[piece.item], piece.split,
+                                 context.states.get() + piece.state);
+  };
+  parallel_for(static_cast<int64_t>(context.pieces.size()), attend, &context);
+  const auto merge = [](const void* data, int64_t index) noexcept {
+    const Context& context = *static_cast<const Context*>(data);
+    context.kernels.merge_splits(context.args, context.items[index],
+                                 context.states.get() + context.first_state[index]);
+  };
+  parallel_for(static_cast<int64_t>(items.size()), merge, &context);
 }
 
 // --- linear ---------------------------------------------------------------------------------------------------
@@ -67,17 +132,8 @@ void kv_write(const KVWrite& args) {
 
 void paged_attention(const PagedAttention& args) {
   check_sequences(args);
-  struct Context {
-    const PagedAttention& args;
-    const std::vector<AttentionItem> items;
-    void (*attend)(const PagedAttention&, const AttentionItem&) noexcept;
-  };
-  const Context context{args, cut(args), kernels().attend};
-  const auto attend = [](const void* data, int64_t index) noexcept {
-    const Context& context = *static_cast<const Context*>(data);
-    context.attend(context.args, context.items[index]);
-  };
-  parallel_for(static_cast<int64_t>(context.items.size()), attend, &context);
+  const std::vector<AttentionItem> items = cut(args);
+  (worth_splitting(items) ? attend_by_splits : attend_whole)(args, items);
 }
 
 void linear(const Linear& args, int64_t rows) {

@@ -9,12 +9,15 @@
 
 namespace core::cpu {
 
-enum class Element : int { float32, bfloat16, int32 };
+enum class Element : int { float32, bfloat16, int32, int8 };
 
-constexpr int64_t element_size(Element type) { return type == Element::bfloat16 ? 2 : 4; }
+constexpr int64_t element_size(Element type) {
+  return type == Element::int8 ? 1 : type == Element::bfloat16 ? 2 : 4;
+}
 
 constexpr int max_head_dim = 256;
 constexpr int tile_rows = 32;       // query rows in one item of attention
+constexpr int split_keys = 256;     // keys, from a multiple of that on, whose attention is computed for itself
 constexpr int panel_outputs = 16;  // outputs of a weight that lie side by side
 
 // --- matrices ---------------------------------------------------------------------------------------------------
@@ -100,7 +103,15 @@ struct Packing {
 
 // --- attention --------------------------------------------------------------------------------------------------
 
-// One layer's paged KV cache: key and value, each [num_blocks, num_kv_heads, block_size, head_dim], contiguous.
+// One layer's paged KV cache: key and value, each [num_blocks, num_kv_heads, block_size, width] elements, contiguous.
+//
+// Where block_size is a multiple of 16, a head of a block lies in words of 4 bytes (one float, or two bfloat16), as the
+// products take them, so that nothing is transposed to be read:
+//   keys    [block_size / 16 panels, width / per_word words, 16 keys, per_word dims]
+//   values  [width / 16 panels, block_size / per_word words, 16 dims, per_word keys]
+// 16 words of a panel are the 1 KiB tile that a matrix unit takes. Other blocks lie token by token, and are put into
+// that order as they are read. int8 lies as float32 does, one element in place of a word, and is followed by a float32
+// a token, [block_size], by which its elements are to be multiplied.
 struct KVCache {
   void* key;
   void* value;
@@ -108,6 +119,10 @@ struct KVCache {
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t block_size;
+
+  int64_t width() const { return (head_dim + panel_outputs - 1) / panel_outputs * panel_outputs; }
+  bool in_panels() const { return block_size % panel_outputs == 0; }
+  int64_t head_bytes() const { return block_size * (width() * element_size(type) + (type == Element::int8 ? 4 : 0)); }
 };
 
 struct KVWrite {
@@ -139,12 +154,20 @@ struct PagedAttention {
 };
 
 // One unit of parallel work. With group = num_heads / num_kv_heads, the rows of a sequence under one KV head are
-// numbered query * group + head within the group; an item is rows [first, last), at most tile_rows of them.
+// numbered query * group + head within the group; an item is rows [first, last), at most tile_rows of them, and the
+// keys [first_key, last_key) that one of them or another sees.
 struct AttentionItem {
   int32_t seq;
   int32_t kv_head;
   int32_t first;
   int32_t last;
+  int32_t first_key;
+  int32_t last_key;
+
+  int64_t first_split() const { return first_key / split_keys; }
+  int64_t last_split() const { return (last_key + split_keys - 1) / split_keys; }
+  // What attention over one split leaves, in floats: for each row its output [width], its maximum and its sum.
+  int64_t state_floats(const KVCache& cache) const { return (last - first) * (cache.width() + 2); }
 };
 
 // --- the table --------------------------------------------------------------------------------------------------
@@ -155,6 +178,10 @@ using RowKernel = void (*)(const Args& args, int64_t first_row, int64_t last_row
 struct Kernels {
   RowKernel<KVWrite> kv_write;
   void (*attend)(const PagedAttention& args, const AttentionItem& item) noexcept;
+  // The same in two steps, the first of which threads can share: the state of one split, and what the states of all
+  // splits, one after the other, amount to.
+  void (*attend_split)(const PagedAttention& args, const AttentionItem& item, int64_t split, float* state) noexcept;
+  void (*merge_splits)(const PagedAttention& args, const AttentionItem& item, float* states) noexcept;
   void (*linear)(const Linear& args, const LinearTile& tile) noexcept;
   RowKernel<Norm> norm;
   RowKernel<SiluMul> silu_mul;

@@ -3,7 +3,8 @@
 namespace core::cpu {
 namespace CORE_ISA {
 
-const Kernels kernels{kv_write, attend, linear, norm, silu_mul, rope, read_words, multiply_words};
+const Kernels kernels{kv_write, attend,   attend_split, merge_splits, linear,
+                      norm,     silu_mul, rope,         read_words,   multiply_words};
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

@@ -8,6 +8,8 @@ namespace CORE_ISA {
 
 void kv_write(const KVWrite& args, int64_t first_token, int64_t last_token) noexcept;
 void attend(const PagedAttention& args, const AttentionItem& item) noexcept;
+void attend_split(const PagedAttention& args, const AttentionItem& item, int64_t split, float* state) noexcept;
+void merge_splits(const PagedAttention& args, const AttentionItem& item, float* states) noexcept;
 void linear(const Linear& args, const LinearTile& tile) noexcept;
 void norm(const Norm& args, int64_t first_row, int64_t last_row) noexcept;
 void silu_mul(const SiluMul& args, int64_t first_row, int64_t last_row) noexcept;

@@ -44,6 +44,7 @@ typedef float vfloat __attribute__((vector_size(lanes * 4)));
 typedef int32_t vint __attribute__((vector_size(lanes * 4)));
 typedef uint32_t vuint __attribute__((vector_size(lanes * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(lanes * 2)));
+typedef int8_t vbyte __attribute__((vector_size(lanes)));
 
 inline vfloat broadcast(float x) { return x - vfloat{}; }
 
@@ -84,6 +85,16 @@ inline vfloat widen(vhalf v) { return (vfloat)(extend(v) << 16); }
 #endif
 
 inline vfloat load(const uint16_t* from) { return widen(load_vector<vhalf>(from)); }
+
+// Small integers, as floats.
+#if defined(__AVX512F__)
+inline vfloat load_integers(const int8_t* from) {
+  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, load_vector<__m128i>(from));
+  return (vfloat)_mm512_maskz_cvtepi32_ps(0xffff, wide);
+}
+#else
+inline vfloat load_integers(const int8_t* from) { return __builtin_convertvector(load_vector<vbyte>(from), vfloat); }
+#endif
 
 inline void store(float* to, vfloat v) { __builtin_memcpy(to, &v, sizeof v); }
 

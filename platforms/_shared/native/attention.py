@@ -1,4 +1,4 @@
-"""Attention by the native kernels: the reference's layout, addresses in place of tensors."""
+"""Attention by the native kernels, over blocks that lie as these multiply them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from core.defaults import ReferenceAttention
-from core.platform import AttentionQuery, Support
+from core.platform import AttentionQuery, KVLayout, Support
 from core.types import DType
 from platforms._shared import _native
+from platforms._shared.native.operands import SCALE_BYTES, dtype_of
 
 DTYPES = (DType.FLOAT32, DType.BFLOAT16)
+KV_DTYPES = (*DTYPES, DType.INT8)
 MAX_HEAD_DIM = 256
+_PANEL = 16  # keys, or dims of values, that lie side by side
 
 
 class NativeAttention(ReferenceAttention):
     """Paged attention and KV write of `csrc/cpu`, bit-equal for a row whatever else is in the batch."""
 
-    name = "native"
+    name = "panels"
 
     def supports(self, query: AttentionQuery) -> Support:
-        """float32 and bfloat16, heads of up to 256."""
-        for dtype in (query.dtype, query.kv_dtype):
-            if dtype not in DTYPES:
-                return Support(False, f"the kernels have {' and '.join(DTYPES)}, not {dtype}")
+        """float32 and bfloat16, over these and int8; heads of up to 256; blocks of any size, best a multiple of 16."""
+        for dtype, known in ((query.dtype, DTYPES), (query.kv_dtype, KV_DTYPES)):
+            if dtype not in known:
+                return Support(False, f"the kernels have {', '.join(known)}, not {dtype}")
         if query.head_dim > MAX_HEAD_DIM:
             return Support(False, f"head_dim {query.head_dim} is more than {MAX_HEAD_DIM}")
         return super().supports(query)
 
+    def kv_layout(self, query: AttentionQuery) -> KVLayout:
+        """Two planes of [num_kv_heads, block_size, head_dim] elements, head_dim filled up to a multiple of 16.
+
+        How they lie within a head is the kernels' own (`csrc/cpu/kernels/kernels.hpp`). int8 is followed by a float32
+        scale a token, so it takes 4 elements more.
+        """
+        width = -(-query.head_dim // _PANEL) * _PANEL + (SCALE_BYTES if query.kv_dtype is DType.INT8 else 0)
+        return KVLayout((query.num_kv_heads, query.block_size, width), query.kv_dtype)
+
     def write_kv(self, key: Tensor, value: Tensor, cache: Sequence[Tensor], slot_mapping: Tensor) -> None:
         """The kernel of op `kv_write`: key, value [T, kv_heads * D], rows of any stride."""
         keys, values = cache
-        _, num_kv_heads, block_size, head_dim = keys.shape
+        _, num_kv_heads, block_size, _ = keys.shape
         _native.kv_write(
             key.data_ptr(),
             value.data_ptr(),
@@ -41,12 +53,12 @@ class NativeAttention(ReferenceAttention):
             slot_mapping.data_ptr(),
             key.shape[0],
             num_kv_heads,
-            head_dim,
+            key.shape[1] // num_kv_heads,
             block_size,
             key.stride(0),
             value.stride(0),
-            _name(key),
-            _name(keys),
+            dtype_of(key),
+            dtype_of(keys),
         )
 
     def forward(
@@ -83,10 +95,6 @@ class NativeAttention(ReferenceAttention):
             keys.shape[2],
             scale,
             window or 0,
-            _name(query),
-            _name(keys),
+            dtype_of(query),
+            dtype_of(keys),
         )
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -24,7 +24,18 @@ def operand(tensor: Tensor) -> _native.Tensor:
 
 
 def cache_operand(planes: Sequence[Tensor]) -> _native.KVCache:
-    """Keys and values, each [num_blocks, num_kv_heads, block_size, head_dim]."""
+    """Keys and values, as `NativeAttention.kv_layout` says."""
     keys, values = planes
-    _, num_kv_heads, block_size, head_dim = keys.shape
-    return _native.KVCache(keys.data_ptr(), values.data_ptr(), dtype_of(keys), num_kv_heads, head_dim, block_size)
+    _, num_kv_heads, block_size, _ = keys.shape
+    return _native.KVCache(
+        keys.data_ptr(), values.data_ptr(), dtype_of(keys), num_kv_heads, cache_width(keys), block_size
+    )
+
+
+#: Behind the elements of int8 lies a float32 a token.
+SCALE_BYTES = 4
+
+
+def cache_width(plane: Tensor) -> int:
+    """Elements that a head of a token takes in a plane: head_dim, filled up to whole panels."""
+    return plane.shape[-1] - (SCALE_BYTES if dtype_of(plane) is DType.INT8 else 0)

@@ -26,7 +26,7 @@ from core.platform import (
 )
 from core.types import DType
 from platforms._shared import _native, host
-from platforms._shared.native.attention import DTYPES, NativeAttention
+from platforms._shared.native.attention import DTYPES, KV_DTYPES, NativeAttention
 from platforms._shared.native.memory import CpuMemory
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
@@ -64,7 +64,7 @@ class HostPlatform(Platform):
 
     def capabilities(self) -> Capabilities:
         """Any step shape. Batch-invariant: each result is one chain of sums, in one order whatever else is in the step."""
-        return Capabilities(dtypes=DTYPES, kv_dtypes=DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True)
+        return Capabilities(dtypes=DTYPES, kv_dtypes=KV_DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True)
 
     def memory(self) -> MemoryBackend:
         """Host memory within the cgroup's limit, in which the weights lie packed."""
@@ -124,7 +124,7 @@ class HostPlatform(Platform):
     def _kv_dtype(self, config: Config, dtype: DType) -> DType:
         if config.options.kv_cache_dtype == "auto":
             return dtype
-        if config.cache.dtype not in DTYPES:
+        if config.cache.dtype not in KV_DTYPES:
             raise Unsupported(f"--kv-cache-dtype {config.cache.dtype}", _NO_FLOAT16)
         return config.cache.dtype
 
