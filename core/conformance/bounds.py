@@ -11,6 +11,8 @@ absolute values of the terms, where the result is a sum, else |wanted|.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,16 @@ def bound(op: str, dtype: DType, terms: int) -> float:
     if op == "rope_angles":
         return 4 * UNIT[DType.FLOAT32]
     return 1.01 * ROUNDINGS[op] * UNIT[dtype] + 2 * (terms + ELEMENTARY) * UNIT[DType.FLOAT32]
+
+
+def int8_kv(score_error: float) -> float:
+    """What int8 KV, of a scale for each token and head or a finer one, may add to an error of attention, as a part of
+    the largest |value|.
+
+    Half a step is 1 / (2 * 127) of the largest magnitude that the scale is for. Scores that are off by `score_error`
+    change a weight's numerator and its denominator by exp(score_error) at most.
+    """
+    return math.expm1(2 * score_error) + 1 / 254
 
 
 def deviation(got: Tensor, wanted: Tensor, magnitude: Tensor, dtype: DType) -> float:

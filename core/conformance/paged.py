@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.conformance import steps
-from core.conformance.bounds import FLOATS, bound, deviation
+from core.conformance.bounds import FLOATS, bound, deviation, int8_kv
 from core.conformance.buffers import Held
 from core.conformance.cases import Numbers
 from core.conformance.failures import expect
@@ -159,6 +159,9 @@ def check_step(
 def _compare(each: Served, step: Step, got: Tensor, part: Sequence[Span]) -> tuple[float, float]:
     wanted, magnitude = steps.expected(step, each.query, each.scale)
     limit = bound("attention", each.query.dtype, steps.terms(step, each.query, each.scale))
+    if each.query.kv_dtype is DType.INT8:
+        limit += int8_kv(steps.int8_score_error(step, each.query, each.scale))
+        magnitude = torch.cat([step.past_value, step.value]).abs().max().expand_as(wanted)
     worst = 0.0
     for index, sequence in enumerate(part):
         rows = slice(int(step.query_start[index]), int(step.query_start[index + 1]))

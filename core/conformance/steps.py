@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core import ops
+from core.conformance.bounds import FLOATS
 from core.conformance.cases import Numbers
 from core.defaults import torch_dtype
 from core.platform import AttentionQuery
@@ -85,7 +86,8 @@ def make(numbers: Numbers, query: AttentionQuery, sequences: Sequence[Span]) -> 
         tables.append(_row(blocks, _first_read(query, sequence) // size, width, numbers, sum(needed)))
     tokens, past = sum(s.new for s in sequences), sum(s.length - s.new for s in sequences)
     kv_width = query.num_kv_heads * query.head_dim
-    kv_type, q_type = torch_dtype(query.kv_dtype), torch_dtype(query.dtype)
+    q_type = torch_dtype(query.dtype)
+    kv_type = torch_dtype(query.kv_dtype) if query.kv_dtype in FLOATS else q_type  # a backend's own scales round
 
     def random(rows: int, columns: int, *types: torch.dtype) -> Tensor:
         made = numbers.normal(rows, columns)
@@ -143,3 +145,10 @@ def terms(step: Step, query: AttentionQuery, scale: float) -> int:
     keys = torch.cat([step.past_key, step.key]).view(-1, query.num_kv_heads, query.head_dim)
     longest = keys.norm(dim=-1).max() * step.query.view(-1, query.num_heads, query.head_dim).norm(dim=-1).max()
     return int(step.seq_lens.max()) + int(query.head_dim * scale * float(longest)) + 1
+
+
+def int8_score_error(step: Step, query: AttentionQuery, scale: float) -> float:
+    """How far off a score can be where each key is off by half a step of int8 (`bounds.int8_kv`)."""
+    largest = torch.cat([step.past_key, step.key]).abs().max()
+    longest = step.query.view(-1, query.num_heads, query.head_dim).abs().sum(-1).max()
+    return float(largest * longest) * scale / 254

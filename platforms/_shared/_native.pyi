@@ -46,7 +46,8 @@ def kv_write(
 
     key, value: [num_tokens, num_kv_heads, head_dim] of `dtype` (float32 or bfloat16), tokens `key_stride` and
     `value_stride` elements apart, so that they may be columns of a packed QKV. key_cache, value_cache: [num_blocks,
-    num_kv_heads, block_size, head_dim] of `cache_dtype`, contiguous. slot_mapping: int32 [num_tokens], block *
+    num_kv_heads, block_size, width] of `cache_dtype` (int8 as well), contiguous, where width is head_dim filled up to a
+    multiple of 16; for int8, 4 more. What is where in a block is the kernels' own. slot_mapping: int32 [num_tokens], block *
     block_size + offset; a negative slot is skipped. Tokens that share a slot (the null block's) leave either's value.
     """
 
@@ -119,10 +120,10 @@ class Weight:
         """The reverse."""
 
 class KVCache:
-    """One layer's keys and values, each [num_blocks, num_kv_heads, block_size, head_dim], contiguous."""
+    """One layer's keys and values, as `kv_write` writes them; `width` without the 4 more of int8."""
 
     def __init__(
-        self, key_cache: int, value_cache: int, cache_dtype: str, num_kv_heads: int, head_dim: int, block_size: int
+        self, key_cache: int, value_cache: int, cache_dtype: str, num_kv_heads: int, width: int, block_size: int
     ) -> None: ...
 
 def packed_bytes(dtype: str, outputs: int, inputs: int) -> int:

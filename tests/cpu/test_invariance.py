@@ -22,14 +22,21 @@ BLOCK = 16
 Seen = list[tuple[list[int], list[list[tuple[int, float]]]]]
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=[("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "int8")], ids="/".join)
 def engine(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Callable[..., LLM]]:
     """Makes engines of a tiny model, and closes them."""
     made: list[LLM] = []
     path, threads = str(tiny_model("llama")), _native.num_threads()
 
     def make(**options: Any) -> LLM:
-        defaults = {"platform": "cpu", "dtype": request.param, "max_num_seqs": 16, "max_model_len": 160}
+        dtype, kv_dtype = request.param
+        defaults = {
+            "platform": "cpu",
+            "dtype": dtype,
+            "kv_cache_dtype": kv_dtype,
+            "max_num_seqs": 16,
+            "max_model_len": 160,
+        }
         made.append(LLM(path, progress=False, **{**defaults, **options}))
         return made[-1]
 

@@ -178,7 +178,9 @@ QUERY = AttentionQuery(64, 6, 2, None, DType.FLOAT32, DType.BFLOAT16, block_size
     [
         ({}, ""),
         ({"dtype": DType.FLOAT16}, "not float16"),
-        ({"kv_dtype": DType.INT8}, "not int8"),
+        ({"kv_dtype": DType.INT8}, ""),
+        ({"kv_dtype": DType.FLOAT16}, "not float16"),
+        ({"dtype": DType.INT8}, "not int8"),
         ({"head_dim": 264}, "264 is more than 256"),
         ({"num_heads": 7}, "evenly"),
     ],
@@ -187,3 +189,12 @@ def test_attention_says_what_it_supports(monkeypatch: pytest.MonkeyPatch, change
     (backend,) = platform(monkeypatch).attention()
     support = backend.supports(replace(QUERY, **change))
     assert bool(support) == (not reason) and reason in support.reason
+
+
+@pytest.mark.parametrize(("kv_dtype", "taken"), [(DType.BFLOAT16, 2 * 64), (DType.INT8, 64 + 4)])
+def test_a_block_of_int8_is_little_more_than_half_as_large(
+    monkeypatch: pytest.MonkeyPatch, kv_dtype: DType, taken: int
+) -> None:
+    (backend,) = platform(monkeypatch).attention()
+    layout = backend.kv_layout(replace(QUERY, kv_dtype=kv_dtype))
+    assert layout.block_bytes == 2 * QUERY.num_kv_heads * QUERY.block_size * taken

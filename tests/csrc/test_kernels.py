@@ -79,6 +79,14 @@ def make_sequences(case: Case) -> list[Sequence]:
     ]
 
 
+def cached(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """As the cache holds it, in float32: int8 as multiples of a scale for each token and head."""
+    if dtype != "int8":
+        return x.to(DTYPES[dtype]).float()
+    largest = x.float().abs().amax(dim=-1, keepdim=True)
+    return (x.float() * (torch.tensor(127.0) / largest)).round() * (largest / 127)
+
+
 def reference(case: Case, sequence: Sequence, num_computed: int, *, absolute: bool = False) -> torch.Tensor:
     """Attention of the sequence's positions from num_computed on, in float32: [new tokens, num_heads, head_dim].
 
@@ -87,8 +95,7 @@ def reference(case: Case, sequence: Sequence, num_computed: int, *, absolute: bo
     length = sequence.query.shape[0]
     query = sequence.query[num_computed:].float()
     key, value = (
-        x.to(DTYPES[case.cache_dtype]).float().repeat_interleave(case.group, dim=1)
-        for x in (sequence.key, sequence.value)
+        cached(x, case.cache_dtype).repeat_interleave(case.group, dim=1) for x in (sequence.key, sequence.value)
     )
     scores = torch.einsum("qhd,khd->hqk", query, key) * case.scale
     behind = torch.arange(num_computed, length)[:, None] - torch.arange(length)[None, :]
@@ -177,7 +184,7 @@ def check(case: Case) -> None:
         bound = torch.full_like(expected, 2e-6 * (1 + sequence.value.float().abs().max().item()))
         if case.dtype == "bfloat16":
             bound += expected.abs() * 2**-8
-            if case.cache_dtype == "bfloat16":
+            if case.cache_dtype != "float32":  # so are the weights
                 bound += magnitude * 2**-8
         error = (output.float() - expected).abs()
         assert (error <= bound).all(), f"error {error.max():.3e}, bound {bound.min():.3e}"
@@ -186,10 +193,11 @@ def check(case: Case) -> None:
 MIXED = ((0, 37), (64, 1), (15, 1), (0, 1), (16, 1), (17, 1), (100, 29), (0, 0), (130, 1))
 
 
-@pytest.mark.parametrize("head_dim", [8, 20, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("head_dim", [7, 20, 32, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_head_dims(head_dim: int, dtype: str) -> None:
-    check(Case(MIXED, head_dim=head_dim, dtype=dtype, cache_dtype=dtype))
+@pytest.mark.parametrize("quantised", [False, True])
+def test_head_dims(head_dim: int, dtype: str, quantised: bool) -> None:
+    check(Case(MIXED, head_dim=head_dim, dtype=dtype, cache_dtype="int8" if quantised else dtype))
 
 
 @pytest.mark.parametrize(("num_kv_heads", "group"), [(1, 1), (4, 1), (3, 3), (2, 8), (1, 71)])
@@ -198,12 +206,39 @@ def test_grouped_heads(num_kv_heads: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 16, 63, 64, 65, 1000])
-def test_sliding_window(window: int) -> None:
-    check(Case(MIXED, window=window, head_dim=32))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sliding_window(window: int, dtype: str) -> None:
+    check(Case(MIXED, window=window, head_dim=32, dtype=dtype, cache_dtype=dtype))
+
+
+LONG = ((700, 1), (511, 1), (512, 1), (250, 12), (0, 520))
+
+
+@pytest.mark.parametrize("window", [0, 100, 300])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")]
+)
+def test_long_contexts(window: int, dtype: str, cache_dtype: str) -> None:
+    check(Case(LONG, window=window, dtype=dtype, cache_dtype=cache_dtype, head_dim=32))
+
+
+@pytest.mark.parametrize("window", [0, 300])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_bits_in_splits_of_a_long_context(window: int, dtype: str) -> None:
+    """A long sequence alone has its splits handed out to the threads; in company, and in prefill, it has not."""
+    case = Case(LONG, 1, 3, 32, window=window, dtype=dtype, cache_dtype=dtype)
+    sequences, batched = run(case)
+    cache = Cache(case, [701])
+    for threads in (1, 2, 3):
+        _native.set_num_threads(threads)
+        for first, last in ((0, 701), (690, 701), (700, 701)):
+            cache.write(0, sequences[0], 0, last)
+            (output,) = cache.attend([0], sequences[:1], [(first, last)])
+            assert same_bits(output[-1], batched[0][-1]), f"{threads} threads, positions {first} to {last}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("block_size", [1, 7, 16, 64, 100])
 def test_block_sizes_and_dtypes(block_size: int, dtype: str, cache_dtype: str) -> None:
     check(Case(MIXED, block_size=block_size, dtype=dtype, cache_dtype=cache_dtype, head_dim=48))
@@ -231,9 +266,11 @@ def test_any_batch(
 @pytest.mark.parametrize("window", [0, 40])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("head_dim", [20, 64])
-def test_same_bits_alone_batched_chunked_and_threaded(window: int, dtype: str, head_dim: int) -> None:
+@pytest.mark.parametrize("quantised", [False, True])
+def test_same_bits_alone_batched_chunked_and_threaded(window: int, dtype: str, head_dim: int, quantised: bool) -> None:
     length = 203
-    case = Case(((0, length), (90, 3), (0, 50)), window=window, dtype=dtype, cache_dtype=dtype, head_dim=head_dim)
+    kv = "int8" if quantised else dtype
+    case = Case(((0, length), (90, 3), (0, 50)), window=window, dtype=dtype, cache_dtype=kv, head_dim=head_dim)
     sequences, batched = run(case)
     whole = batched[0]
     cache = Cache(case, [length])
@@ -263,8 +300,9 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_a_bad_key_spoils_only_the_rows_that_see_it(poison: float) -> None:
-    case = Case(((0, 80),), head_dim=32, window=10)
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16", "int8"])
+def test_a_bad_key_spoils_only_the_rows_that_see_it(poison: float, cache_dtype: str) -> None:
+    case = Case(((0, 80),), head_dim=32, window=10, cache_dtype=cache_dtype)
     sequences, (clean,) = run(case)
     cache = Cache(case, [80])
     sequences[0].key[40] = poison
@@ -293,6 +331,30 @@ def test_kv_write_rounds_to_nearest_even_and_skips_negative_slots() -> None:
     written = cache[1, 0]
     assert torch.equal(written.isnan(), expected.isnan())
     assert same_bits(written.nan_to_num(1.0), expected.nan_to_num(1.0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_lie_in_panels(dtype: str) -> None:
+    """The layout that csrc/cpu/kernels/kernels.hpp describes."""
+    case = Case(((0, 64),), 2, 1, 32, block_size=32, dtype=dtype, cache_dtype=dtype)
+    (sequence,), cache = make_sequences(case), Cache(case, [64])
+    cache.write(0, sequence, 0, 64)
+    blocks, word = cache.tables[0, :2].long(), 4 // DTYPES[dtype].itemsize
+    keys = cache.key[blocks].view(2, 2, 2, 32 // word, 16, word)  # block, head, panel, word, key, dim
+    values = cache.value[blocks].view(2, 2, 2, 32 // word, 16, word)  # block, head, panel, word, dim, key
+    assert torch.equal(keys.permute(0, 2, 4, 1, 3, 5).reshape(64, 2, 32), sequence.key)
+    assert torch.equal(values.permute(0, 3, 5, 1, 2, 4).reshape(64, 2, 32), sequence.value)
+
+
+def test_int8_rounds_to_the_nearest_multiple_of_a_scale_for_each_token_and_head() -> None:
+    case = Case(((0, 16),), 2, 1, 32, cache_dtype="int8")
+    (sequence,), cache = make_sequences(case), Cache(case, [16])
+    sequence.key[3, 1] = 0
+    cache.write(0, sequence, 0, 16)
+    block = cache.key.view(-1, 2, 16 * 36)[cache.tables[0, 0].long()]
+    integers, scales = block[:, : 16 * 32].view(2, 32, 16), block[:, 16 * 32 :].view(torch.float32)
+    found = (integers * scales[:, None]).permute(2, 0, 1)
+    torch.testing.assert_close(found, cached(sequence.key, "int8").nan_to_num(0), rtol=1e-6, atol=0)
 
 
 GOOD = {

@@ -24,6 +24,7 @@ from core.conformance.steps import Span
 from core.conformance.subject import Subject
 from core.errors import Unsupported
 from core.platform import AttentionQuery
+from core.types import DType
 
 #: (heads, KV heads, head_dim): each head its own KV, groups of four, all heads on one, wide and odd heads.
 _HEADS = ((4, 4, 16), (8, 2, 16), (6, 1, 32), (4, 2, 64), (2, 1, 128), (3, 3, 20))
@@ -90,8 +91,8 @@ def types(subject: Subject) -> None:
                 dtype is not kv_dtype, f"{dtype} is declared for both models and KV, and no backend serves it: {reason}"
             )
             continue
-        if kv_dtype not in FLOATS:
-            continue  # quantised with scales of the backend's own: its error is the platform's to state
+        if kv_dtype not in (*FLOATS, DType.INT8):
+            continue  # quantised in a way of the backend's own: its error is the platform's to state
         worst, limit = max(check_step(subject, each, steps.mixed(_BLOCK)) for each in bounds)
         if dtype is kv_dtype:
             subject.findings.ops.append(

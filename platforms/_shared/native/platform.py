@@ -64,7 +64,9 @@ class HostPlatform(Platform):
 
     def capabilities(self) -> Capabilities:
         """Any step shape. Batch-invariant: each result is one chain of sums, in one order whatever else is in the step."""
-        return Capabilities(dtypes=DTYPES, kv_dtypes=KV_DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True)
+        return Capabilities(
+            dtypes=DTYPES, kv_dtypes=KV_DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True
+        )
 
     def memory(self) -> MemoryBackend:
         """Host memory within the cgroup's limit, in which the weights lie packed."""
