@@ -99,6 +99,13 @@ def test_what_breaks_a_plugin_is_major(before: str, after: str) -> None:
     assert change(before, after).least((1, 3)) == (2, 0)
 
 
+def test_an_option_may_take_more_values_not_fewer() -> None:
+    less, more = "Literal['a', 'b'] = 'a'", "Literal['a', 'b', 'c'] = 'a'"
+    assert api_lock.compare({"m.kind": less}, {"m.kind": more}).least((1, 3)) == (1, 4)
+    assert api_lock.compare({"m.kind": more}, {"m.kind": less}).least((1, 3)) == (2, 0)
+    assert api_lock.compare({"m.kind": less}, {"m.kind": more.replace("= 'a'", "= 'c'")}).least((1, 3)) == (2, 0)
+
+
 def test_a_lock_survives_being_written() -> None:
     now = api_lock.current()
     assert api_lock.read(api_lock.write(*now)) == now

@@ -9,6 +9,7 @@ method's signature and whether it is abstract. Lines are read from the source, s
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ PUBLIC = (
 
 #: What may gain members without a new version: a user's flags, which a plugin may read and need not know.
 GROWS_FREELY = ("core.config.Options.",)
+
+_LITERAL = re.compile(r"Literal\[(?P<members>[^\]]*)\]")
 
 Version = tuple[int, int]
 Lines = dict[str, str]  # name -> what is promised of it
@@ -133,13 +136,14 @@ class Change:
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
     """A name that goes or changes breaks plugins; so does one that every plugin would have to give from now on.
 
-    A tuple of constants that has more of them at its end only adds: what a plugin took from it is still there.
+    A tuple of constants that has more of them at its end only adds: what a plugin took from it is still there. So does an
+    option that may have more values.
     """
     breaking = [f"- {name} {old[name]}" for name in sorted(old.keys() - new.keys())]
     adding = []
     for name in sorted(old.keys() & new.keys()):
         if new[name] != old[name]:
-            grown = _grows_at_the_end(old[name], new[name])
+            grown = _grows_at_the_end(old[name], new[name]) or _takes_more(old[name], new[name])
             (adding if grown else breaking).append(f"~ {name} {old[name]}\n  now {new[name]}")
     for name in sorted(new.keys() - old.keys()):
         line = f"+ {name} {new[name]}"
@@ -156,6 +160,14 @@ def _grows_at_the_end(old: str, new: str) -> bool:
     except ValueError:  # not of constants
         return False
     return isinstance(before, tuple) and isinstance(after, tuple) and after[: len(before)] == before
+
+
+def _takes_more(old: str, new: str) -> bool:
+    """Whether all that changed is a `Literal` that has more members."""
+    before, after = _LITERAL.search(old), _LITERAL.search(new)
+    if before is None or after is None or _LITERAL.sub("", old, count=1) != _LITERAL.sub("", new, count=1):
+        return False
+    return set(before["members"].split(", ")) < set(after["members"].split(", "))
 
 
 def _must_be_given(name: str, promise: str, old: Mapping[str, str]) -> bool:
