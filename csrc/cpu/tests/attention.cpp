@@ -69,9 +69,10 @@ class Paged {
   }
 
  private:
-  // The cache is contiguous: [num_blocks, num_kv_heads, block_size, head_dim].
+  // As many elements as the cache's layout has, of which the heads are filled up to whole panels.
   Rows cache_rows() const {
-    return {num_blocks() * batch_.num_kv_heads * batch_.block_size, batch_.head_dim, batch_.cache_type, 0};
+    const int64_t width = KVCache{nullptr, nullptr, batch_.cache_type, 1, batch_.head_dim, batch_.block_size}.width();
+    return {num_blocks() * batch_.num_kv_heads * batch_.block_size, width, batch_.cache_type, 0};
   }
   // Block 0 is nobody's; the others are dealt out from both ends.
   std::vector<int32_t> table() const {
