@@ -65,8 +65,12 @@ async def admit(
     prefix: str,
     add_special_tokens: bool,
     field: str = "prompt",
+    form_field: str = "structured_outputs",
 ) -> Generation:
-    """Tokenize and check the prompts, which came in the body's `field`. Raises InvalidRequest."""
+    """Tokenize and check the prompts, which came in the body's `field`, and the form from `form_field`.
+
+    Raises InvalidRequest.
+    """
     arrival = time.monotonic()
     answer_id = f"{prefix}-{body.request_id or secrets.token_hex(16)}"
     # Clients choose `request_id` and may repeat one; the engine's ids are unique.
@@ -88,8 +92,9 @@ async def admit(
                 add_special_tokens=add_special_tokens,
                 field=field,
                 keep_last=body.truncate_prompt_tokens,
+                form_field=form_field,
             )
         ]
 
-    long = sum(map(len, prompts)) > _LONG_PROMPTS
-    return Generation(state, answer_id, await asyncio.to_thread(prepare) if long else prepare(), arrival)
+    slow = sum(map(len, prompts)) > _LONG_PROMPTS or params.structured_outputs is not None
+    return Generation(state, answer_id, await asyncio.to_thread(prepare) if slow else prepare(), arrival)

@@ -15,10 +15,11 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest
+from core.server.forms import Form, ResponseFormat, form_of
 from core.server.malformed import explain, validation_error
 from core.server.options import UnknownFields
 from core.server.tools import ToolCall, ToolChoice
-from core.types import MAX_LOGPROBS, SamplingParams
+from core.types import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -66,7 +67,13 @@ class GenerationRequest(Request, kw_only=True):
     logit_bias: dict[TokenId, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
     # vLLM's extras
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -84,6 +91,12 @@ class GenerationRequest(Request, kw_only=True):
     vllm_xargs: dict[str, Any] | None = None  # for logits processors and samplers that plugins add
     # ours
     deadline_ms: PositiveInt | None = None  # from arrival; then the answer ends with finish_reason "deadline"
+
+    def form(self, format_field: str = "response_format") -> Form:
+        """The form that the answer must have. Raises InvalidRequest."""
+        names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        guided = {name: getattr(self, name) for name in names}
+        return form_of(self.response_format, self.structured_outputs, guided, format_field=format_field)
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
@@ -222,7 +235,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 _SHARED = tuple(
     name
     for name in SamplingParams.__struct_fields__
-    if name in GenerationRequest.__struct_fields__ and name not in ("max_tokens", "stop")
+    if name in GenerationRequest.__struct_fields__ and name not in ("max_tokens", "stop", "structured_outputs")
 )
 
 
@@ -239,6 +252,7 @@ def _sampling(
         logprobs=logprobs,
         max_tokens=max_tokens,
         extra_args=request.vllm_xargs or {},
+        structured_outputs=request.form().outputs,
     )
 
 
@@ -254,11 +268,10 @@ _HARMLESS = frozenset({
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": ([],), "audio": (), "bad_words": ([],), "chat_template": (), "documents": ([],),
     "function_call": ("none", "auto"),
-    "functions": ([],), "guided_choice": (), "guided_grammar": (), "guided_json": (), "guided_regex": (),
-    "include_reasoning": (True,), "kv_transfer_params": (), "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
-    "prompt_logprobs": (), "reasoning_effort": ("none",), "response_format": ({"type": "text"},),
+    "functions": ([],), "include_reasoning": (True,), "kv_transfer_params": (), "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
+    "prompt_logprobs": (), "reasoning_effort": ("none",),
     "return_tokens_as_token_ids": (False,), "spaces_between_special_tokens": (False,),
-    "structured_outputs": (), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
     "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest
+from core.server.forms import ResponseFormat
 from core.server.protocol import ROLES, ChatRequest, Message, PositiveInt, Priority, Request, RequestId, TextPart
 from core.server.tools import FunctionCall, ToolCall, ToolChoice
 
@@ -235,8 +236,10 @@ class ConversationRequest(Request, kw_only=True):
     def _set_format(self, chat: ChatRequest) -> None:
         wanted = self.text.response_format() if self.text is not None else None
         if wanted is not None:
-            message = "text.format: this version does not implement it; leave the field out"
-            raise InvalidRequest(message, param="text.format", code="unsupported")
+            try:
+                chat.response_format = msgspec.convert(wanted, ResponseFormat)
+            except msgspec.ValidationError as error:
+                raise InvalidRequest(f"text.format: {error}", param="text.format") from error
 
     def _refuse(self) -> None:
         for name in ("conversation", "prompt", "personality"):

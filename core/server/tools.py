@@ -42,17 +42,30 @@ class _Tools(msgspec.Struct):
     tools: list[Tool]
 
 
+class _FunctionName(msgspec.Struct):
+    name: Name
+
+
+class _NamedTool(msgspec.Struct):
+    type: Literal["function"]
+    function: _FunctionName
+
+
+class _Named(msgspec.Struct):
+    tool_choice: _NamedTool
+
+
 def callable_tools(
     given: Sequence[dict[str, Any]] | None, choice: ToolChoice | None, *, has_parser: bool
 ) -> tuple[dict[str, Any], ...]:
     """The tools that the model is shown and may call, in the client's own words. With "none", there are none.
 
-    Raises InvalidRequest for a choice that cannot be kept, a tool that is none, or where no parser reads the calls.
+    Raises InvalidRequest for a choice that is none, a tool that is none, or where no parser reads the calls.
     """
     _check_choice(choice)
     if not given or choice == "none":
         return ()
-    if not has_parser:
+    if not has_parser and choice in (None, "auto"):
         message = (
             "tools: this server was not told how its model writes tool calls; start it with --tool-call-parser NAME, or "
             "leave the field out"
@@ -65,18 +78,22 @@ def callable_tools(
     return tuple(given)
 
 
-def unenforced(tools: Sequence[dict[str, Any]]) -> list[str]:
-    """The fields that ask for arguments by the schema: the model is shown it, and nothing makes it keep to it yet."""
+def unenforced(tools: Sequence[dict[str, Any]], choice: ToolChoice | None) -> list[str]:
+    """The fields that ask for arguments by the schema where nothing makes the model keep to it: it need not call."""
+    if choice not in (None, "auto"):
+        return []
     return [f"tools[{index}].function.strict" for index, tool in enumerate(tools) if tool["function"].get("strict")]
 
 
 def _check_choice(choice: ToolChoice | None) -> None:
-    if choice in (None, "none", "auto"):
+    if choice in (None, "none", "auto", "required"):
         return
-    if choice == "required" or isinstance(choice, dict):
-        what = "'required'" if choice == "required" else "a named tool"
-        message = f"tool_choice: {what} needs structured output, which is not implemented; use 'auto' or 'none'"
-        raise InvalidRequest(message, param="tool_choice", code="unsupported")
+    if isinstance(choice, dict):
+        try:
+            msgspec.convert({"tool_choice": choice}, _Named)
+        except msgspec.ValidationError as error:
+            raise validation_error(error) from error
+        return
     message = f"tool_choice: {choice[:64]!r} is none of 'none', 'auto', 'required' and a tool"
     raise InvalidRequest(message, param="tool_choice")
 

@@ -24,6 +24,7 @@ WEATHER = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
+BROKEN = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"type": "strng"}}}}}
 ASK = [{"role": "user", "content": "Weather?"}]
 PARIS, ROME = ('{"city": "Paris"}', '{"city": "Rome"}')
 
@@ -183,14 +184,82 @@ def test_an_answer_that_continues_its_reasoning(client: Client) -> None:
     assert client.ask(" rains.</think>Yes.", messages=messages, extra_body=fields)[:2] == ("Yes.", " rains.")
 
 
+# --- calls that must be made ---------------------------------------------------------------------------------
+
+
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+
+
+def forced(*arguments: str) -> str:
+    return ", ".join(f'{{"name": "get_weather", "arguments": {each}}}' for each in arguments)
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_call_that_must_be_made(client: Client, choice: Any) -> None:
+    message = client.ask(forced(PARIS), tools=[WEATHER, TIME], tool_choice=choice)
+    assert message == (None, None, [("get_weather", PARIS)], "tool_calls")
+
+
+def test_several_calls_that_must_be_made(client: Client) -> None:
+    answer = f'{forced(PARIS)}, {{"name": "get_time", "arguments": {{}}}}, {forced(ROME)}'
+    message = client.ask(answer, tools=[WEATHER, TIME], tool_choice="required")
+    calls = [("get_weather", PARIS), ("get_time", "{}"), ("get_weather", ROME)]
+    assert message == (None, None, calls, "tool_calls")
+
+
+def test_a_forced_call_that_is_cut_off_shows_what_there_is(client: Client) -> None:
+    content, _, calls, reason = client.ask(forced(PARIS), tools=[WEATHER], tool_choice="required", max_tokens=9)
+    assert content and forced(PARIS).startswith(content) and (calls, reason) == ([], "length")
+    _, _, calls, reason = client.ask(forced(PARIS), tools=[WEATHER], tool_choice="required", max_tokens=45)
+    assert PARIS.startswith(calls[0][1]) and calls[0][1] != PARIS and reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"tool_choice": "required"}, " (', ' call)*"),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, ""),
+        ({"tool_choice": NAMED}, ""),
+    ],
+)
+def test_how_many_calls_the_form_allows(client: Client, fields: dict[str, Any], pattern: str) -> None:
+    client.ask(forced(PARIS), tools=[WEATHER, TIME], **fields)
+    form = client.server.engine.requests[-1].params.structured_outputs
+    start, _, rest = form.grammar.partition("\n")
+    assert start == f"start: call{pattern}".replace("'", '"')
+    assert ("get_time" in rest) == (fields["tool_choice"] == "required")
+
+
+def test_no_parser_is_needed_for_a_call_that_must_be_made(serve: Callable[..., Any]) -> None:
+    client = Client(serve(ServerOptions(), TEMPLATE))
+    assert client.ask(forced(PARIS), tools=[WEATHER], tool_choice=NAMED)[2] == [("get_weather", PARIS)]
+
+
+def test_strict_is_kept_where_a_call_must_be_made(client: Client) -> None:
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    client.server.engine.answer = forced(PARIS)
+    raw = client.sdk.chat.completions.with_raw_response
+    answer = raw.create(model="fake/model", messages=ASK, tools=[strict], tool_choice="required")
+    assert "x-core-ignored-fields" not in answer.headers
+
+
+def test_an_answer_of_a_given_form_has_no_reasoning(client: Client) -> None:
+    answer = '{"a": "<think>"}'
+    assert client.ask(answer, response_format={"type": "json_object"}) == (answer, None, [], "stop")
+
+
 # --- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": WEATHER}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [WEATHER, BROKEN], "tool_choice": "required"}, "tools"),
         ({"tools": [WEATHER, {"type": "custom", "custom": {"name": "x"}}]}, "tools[1].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),

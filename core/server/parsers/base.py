@@ -51,7 +51,7 @@ class ParserContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a parser may know of its request.
 
     `tools` are the request's own, in OpenAI's form, empty where none may be called; `tool_choice` is then "none", and
-    "auto" where the model decides (OpenAI's other choices are refused so far). `prompt` is the text that the
+    "auto" where the model decides. Where OpenAI's other choices make it call one, no parser of a model's way is used. `prompt` is the text that the
     model goes on from, as the chat template wrote it; `continued` is the beginning of the answer, where the client gave
     it (`continue_final_message`). `options` are those of the parser's plugin.
     """

@@ -61,7 +61,9 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     params = body.sampling(state.client.config.model.default_sampling)
     prompts = body.prompts()
     special = body.add_special_tokens is not False
-    generation = await admit(state, body, prompts, params, prefix="cmpl", add_special_tokens=special)
+    generation = await admit(
+        state, body, prompts, params, prefix="cmpl", add_special_tokens=special, form_field=body.form().field
+    )
     echoes = None
     if body.echo:
         texts = [prompt if isinstance(prompt, str) else state.tokenizer.decode(prompt) for prompt in prompts]

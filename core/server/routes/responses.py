@@ -33,7 +33,9 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     state, store = request.app[STATE], request.app[RESPONSES]
     earlier, given = store.conversation(body.previous_response_id), body.items()
     chat = body.chat([*earlier, *given])
-    generation, form = await admit_chat(state, chat, _tools(state, chat), prefix="resp", field="input")
+    generation, form = await admit_chat(
+        state, chat, _tools(state, chat), prefix="resp", field="input", format_field="text.format"
+    )
     request[GENERATION] = generation
     response = new_body(body, new_id("resp"), generation.created, state.model)
     stored, format_ = StoredResponse(response, earlier, given), ResponseFormat(generation, form, response)
