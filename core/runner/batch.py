@@ -155,7 +155,7 @@ class BatchState:
     def failures(self, rows: npt.NDArray[np.int64]) -> dict[int, str]:
         """By row, why those of `rows` that cannot go on cannot."""
         found = {int(rows[index]): matcher.failure for index, matcher in self._followed(rows).items()}
-        return {row: why for row, why in found.items() if why is not None}
+        return {row: f"structured_outputs: {why}" for row, why in found.items() if why is not None}
 
     def _followed(self, rows: npt.NDArray[np.int64]) -> dict[int, Matcher]:
         """The matchers of `rows`, by index."""

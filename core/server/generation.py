@@ -12,7 +12,7 @@ from aiohttp import web
 
 from core.engine import output
 from core.engine.output import ChoiceDelta
-from core.errors import DeadlineExceeded, RequestError
+from core.errors import DeadlineExceeded, InvalidRequest, RequestError
 from core.metrics import FinishedChoice
 from core.server.errors import EngineFailure
 from core.server.responses import PromptTokensDetails, Usage
@@ -155,6 +155,8 @@ class Generation:
         choice.queue_seconds = max(choice.queue_seconds, delta.queue_seconds)
         if delta.finish_reason is not None:
             self._end(index, delta.finish_reason, now)
+        if delta.finish_reason == "error" and (delta.error or "").startswith("structured_outputs: "):
+            raise InvalidRequest(delta.error or "", param="structured_outputs")  # more than a form may ask for
         if delta.finish_reason == "error":
             raise EngineFailure(
                 delta.error or "the engine could not go on with this request; the server's log says why"

@@ -21,14 +21,14 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from core.errors import InvalidRequest, QueueFull
 from core.types import StructuredOutputs
 
-#: Characters of a grammar. Measured at twice that, the worst kind took 5 s; at this it takes about one.
+#: Characters of a grammar. What is longer than that is seldom a form, and some work is quadratic in it.
 MAX_GRAMMAR_CHARS = 32 << 10
 #: Address space, of which only what is used becomes memory: 8 MiB overflowed between 500 and 1,000 nested references.
 _STACK_BYTES = 256 << 20
 #: Between tokens of JSON. Without an end, a model may go on with spaces for as long as it is allowed tokens.
 _WHITESPACE = r"[ \n\r\t]{1,40}"
 _MAX_REASON = 300
-#: For those that compile before this one; each of the worst takes about a second.
+#: For those that compile before this one; each of the worst takes more than a second.
 _PATIENCE_S = 10.0
 
 _T = TypeVar("_T")
@@ -70,8 +70,10 @@ def grammar_text(form: StructuredOutputs) -> str:
 def limits() -> LLParserLimits:
     """The library's bounds on one grammar, below its own defaults where a client could hold up others."""
     return LLParserLimits(
-        max_items_in_row=1000,
-        step_max_items=20_000,
+        max_items_in_row=2000,
+        step_max_items=5_000,
+        initial_lexer_fuel=100_000,
+        step_lexer_fuel=50_000,
         max_lexer_states=20_000,
         max_grammar_size=60_000,
         verbose_errors=False,

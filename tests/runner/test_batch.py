@@ -155,4 +155,4 @@ def test_a_failure_is_of_its_row_alone() -> None:
     state.apply(first)
     inputs = state.prepare(first, ())
     state.advance(inputs, inputs.rows, np.array([12, 13]))
-    assert state.failures(inputs.rows) == {3: "unlucky"} and not state.failures(np.array([1]))
+    assert state.failures(inputs.rows) == {3: "structured_outputs: unlucky"} and not state.failures(np.array([1]))

@@ -18,7 +18,7 @@ LETTERS = StructuredOutputs(regex="[a-f]{4,9}")
 FORMED = SamplingParams(temperature=1.5, seed=3, max_tokens=12, structured_outputs=LETTERS)
 PLAIN = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 #: Whose parse grows with each token until it is more than a parser may hold.
-AMBIGUOUS = "start: x\nx: x x x x | y\ny: x x | " + '"a" | "a" "a" | "a" "a" "a"'
+AMBIGUOUS = "start: x0\n" + "\n".join(f'x{i}: "a" x{(i + 1) % 40} | x{(i + 3) % 40} "a" | ' for i in range(40))
 
 
 @pytest.fixture(scope="module")
