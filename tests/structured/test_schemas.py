@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -98,7 +98,7 @@ def test_answers_that_end_are_valid(demo_model: str, record_property: Any) -> No
         choice = output.outputs[0]
         assert choice.finish_reason in ("stop", "length"), (schema, choice)
         if choice.finish_reason == "stop":
-            jsonschema.validate(json.loads(choice.text), schema, jsonschema.Draft202012Validator)
+            jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(json.loads(choice.text))
             ended += 1
     record_property("ended", f"{ended} of {COUNT}")
     print(f"{ended} of {COUNT} answers ended within {MAX_TOKENS} tokens")
