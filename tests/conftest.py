@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,10 @@ from core.weights.source import default_model
 
 # What several folders' tests are made of: its asserts shall explain themselves as well.
 pytest.register_assert_rewrite("anthropic_sdk", "openai_sdk", "plain_http", "real_server")
+
+# How long an example takes is the machine's affair: another process may have its core.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 PLATFORMS = Path(__file__).parent / "platforms"
 

@@ -9,7 +9,7 @@ from mutant_platform import Memory, MutantPlatform, RowAttention
 from torch import Tensor
 
 from core.defaults import EagerExecutable, ReferenceKernels
-from core.platform import Bindings, Bucket, Executable, Kernel, MemoryBackend, MemoryInfo
+from core.platform import Bindings, Bucket, Executable, Kernel, MemoryBackend, MemoryInfo, QuantizedRows
 from core.types import DType
 
 
@@ -48,6 +48,15 @@ class OpaqueMemory(MemoryBackend):
 
     def alloc(self, shape: Sequence[int], dtype: DType, usage: str) -> Handle:
         return Handle(self._real.alloc(shape, dtype, usage))
+
+    def quantized_size(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> int:
+        return self._real.quantized_size(shape, dtype, parts)
+
+    def alloc_quantized(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> Handle:
+        return Handle(self._real.alloc_quantized(shape, dtype, parts))
+
+    def upload_blocks(self, handle: Handle, blocks: Tensor, scheme: str, *, row: int = 0) -> None:
+        self._real.upload_blocks(handle.tensor, blocks, scheme, row=row)
 
     def free(self, handle: Any) -> None:
         if not isinstance(handle, Handle):
