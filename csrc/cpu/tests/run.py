@@ -62,8 +62,9 @@ def build(machine: str, sanitize: bool) -> Path:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compiled, units))
     program = folder / "kernel_tests"
-    subprocess.run([*command, *objects, "-o", str(program)], check=True)
-    return program
+    partial = program.with_suffix(f".{os.getpid()}")
+    subprocess.run([*command, *objects, "-o", str(partial)], check=True)
+    return partial.replace(program)
 
 
 def compile_one(command: list[str], source: str, folder: Path) -> str:
@@ -73,9 +74,12 @@ def compile_one(command: list[str], source: str, folder: Path) -> str:
     inputs = [ROOT / source, *(ROOT / header for header in tiers.headers()), Path(__file__), Path(tiers.__file__)]
     if made.exists() and made.stat().st_mtime >= max(path.stat().st_mtime for path in inputs):
         return str(made)
-    if subprocess.run([*command, "-c", source, "-o", str(made)], cwd=ROOT, check=False).returncode != 0:
-        made.unlink(missing_ok=True)
+    # Under a name of this process until it is whole: a run beside this one, or after one that was cut, takes no half of it.
+    partial = made.with_suffix(f".{os.getpid()}")
+    if subprocess.run([*command, "-c", source, "-o", str(partial)], cwd=ROOT, check=False).returncode != 0:
+        partial.unlink(missing_ok=True)
         sys.exit(f"{source} does not compile with {shlex.join(command)}")
+    partial.replace(made)
     return str(made)
 
 
