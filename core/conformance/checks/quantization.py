@@ -97,16 +97,17 @@ def _weight(subject: Subject, scheme: str, outputs: int, blocks: int, dtype: DTy
 
 
 def _fill(subject: Subject, held: Held, scheme: str, outputs: int, blocks: int, row: int = 0) -> Tensor:
-    """Fill rows from `row` on, the last half of them first. Gives the values."""
-    memory, numbers, half = subject.buffers.memory, Numbers(f"{scheme}{outputs}"), outputs // 2
+    """Fill rows from `row` on, the last of them first. Gives the values."""
+    memory, numbers = subject.buffers.memory, Numbers(f"{scheme}{outputs}")
+    pieces = [slice(0, outputs)] if outputs == 1 else [slice(outputs // 2, outputs), slice(0, outputs // 2)]
     if scheme in ONLINE_SCHEMES:
         values = numbers.normal(outputs, _width(scheme, blocks)) / 16
-        memory.upload(held.whole, values[half:], row=row + half)
-        memory.upload(held.whole, values[:half], row=row)
+        for piece in pieces:
+            memory.upload(held.whole, values[piece], row=row + piece.start)
         return values
     data = _blocks(numbers, scheme, outputs, blocks)
-    memory.upload_blocks(held.whole, data[half:], scheme, row=row + half)
-    memory.upload_blocks(held.whole, data[:half], scheme, row=row)
+    for piece in pieces:
+        memory.upload_blocks(held.whole, data[piece], scheme, row=row + piece.start)
     return dequantized(data, scheme)
 
 
