@@ -54,6 +54,7 @@ class RequestOutput(msgspec.Struct):
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, where asked for
 
 
 class LLM:
@@ -199,6 +200,8 @@ def _append(job: RequestOutput, choice: Choice, delta: RequestDelta, request: En
     output.token_ids += piece.token_ids
     if piece.logprobs is not None:
         output.logprobs = (output.logprobs or []) + piece.logprobs
+    if piece.prompt_logprobs is not None:
+        job.prompt_logprobs = piece.prompt_logprobs
     output.finish_reason, output.stop_reason = piece.finish_reason, piece.stop_reason
     job.num_cached_tokens = max(job.num_cached_tokens, delta.num_cached_tokens if not request.choice_index else 0)
 

@@ -51,12 +51,13 @@ _ITEMSIZE = {
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 1024
 
 #: What whoever samples, on the device or beside it, may be asked to do: the fields of `SamplingParams` that it has to
 #: honour. The others are the scheduler's and the detokenizer's.
 SAMPLING_FEATURES = (
     "temperature", "seed", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "logit_bias", "min_tokens", "logprobs", "structured_outputs",
+    "logit_bias", "min_tokens", "logprobs", "structured_outputs", "allowed_token_ids", "bad_words", "prompt_logprobs",
 )  # fmt: skip
 
 
@@ -109,6 +110,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None  # nothing else is chosen; None: any token may be
+    bad_words: tuple[str, ...] = ()  # texts that the answer may not hold, as far as tokens can tell (vLLM's rule)
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()  # their spellings; set at admission
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -116,7 +120,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     max_tokens: int | None = 16  # None: until the context is full
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens but the first; they are then computed anew
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = False  # a space around each special token that is shown
     extra_args: dict[str, Any] = {}  # for logits processors and samplers that plugins add
     structured_outputs: StructuredOutputs | None = None
 
@@ -133,6 +139,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
         for bias in self.logit_bias.values():
             _check_range("logit_bias", bias, -100.0, 100.0)
+        if self.allowed_token_ids == ():
+            raise InvalidRequest(
+                "allowed_token_ids: the list is empty, so no token could come", param="allowed_token_ids"
+            )
+        if len(self.bad_words) > MAX_BAD_WORDS or any(not word.strip() for word in self.bad_words):
+            message = f"bad_words: at most {MAX_BAD_WORDS} words, none of them empty; got {len(self.bad_words)}"
+            raise InvalidRequest(message, param="bad_words")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(f"stop: at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", param="stop")
         if any(not text for text in self.stop):
@@ -144,8 +157,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(
                     f"min_tokens: {self.min_tokens} is more than max_tokens, {self.max_tokens}", param="min_tokens"
                 )
-        if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name, alternatives in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if alternatives is not None:
+                _check_range(name, alternatives, 0, MAX_LOGPROBS)
 
     @property
     def greedy(self) -> bool:
@@ -164,8 +178,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "frequency_penalty": self.frequency_penalty != 0.0,
             "repetition_penalty": self.repetition_penalty != 1.0,
             "logit_bias": bool(self.logit_bias),
+            "allowed_token_ids": self.allowed_token_ids is not None,
+            "bad_words": bool(self.bad_words),
             "min_tokens": self.min_tokens > 0,
             "logprobs": self.logprobs is not None,
+            "prompt_logprobs": self.prompt_logprobs is not None,
             "structured_outputs": self.structured_outputs is not None,
         }
         return [feature for feature in SAMPLING_FEATURES if used[feature]]
@@ -223,6 +240,7 @@ class RequestDelta(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0  # prompt tokens whose KV was found, not computed
     error: str | None = None
     queue_seconds: float = 0.0  # from arrival until it first ran; with its first token
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on; likewise
 
 
 # --- the KV cache --------------------------------------------------------------------------------------------
@@ -296,6 +314,7 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_loaded: list[str] = []  # requests whose blocks a connector has brought
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
     failed: dict[int, str] = {}  # by row: why its request cannot go on; its token counts for nothing
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}  # by row that asked, with its first token: see `RequestDelta`
 
 
 class KVTransferStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,6 +61,38 @@ def test_choices_and_logprobs(llm: LLM) -> None:
         assert choice.finish_reason == "length"
 
 
+def test_prompt_logprobs_are_those_of_the_same_tokens_generated(llm: LLM) -> None:
+    """Computed anew although the prefix cache has the prompt, in steps beside others, and told once for all choices."""
+    sampled = SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True, logprobs=2)
+    (written,) = llm.generate("hello", sampled)
+    text = written.prompt_token_ids + written.outputs[0].token_ids
+    asking = SamplingParams(n=2, temperature=0.0, max_tokens=3, ignore_eos=True, prompt_logprobs=2)
+    outputs = llm.generate([text, "beside", text], [asking, GREEDY, asking])
+    for output in (outputs[0], outputs[2]):
+        assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(text) - 1
+        assert output.prompt_logprobs[-50:] == written.outputs[0].logprobs
+        assert output.outputs[0].token_ids == output.outputs[1].token_ids
+        assert output.num_cached_tokens == 0
+    assert outputs[1].prompt_logprobs is None
+    (plain,) = llm.generate(text, SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+    assert plain.num_cached_tokens > 0 and plain.outputs[0].token_ids == outputs[0].outputs[0].token_ids
+
+
+def test_prompt_logprobs_survive_preemption(tiny_model: Callable[[str], Path]) -> None:
+    """A cache too small for both: one is put back in the middle of its prompt, and tells everything once."""
+    prompts = [[5 + i % 90 for i in range(start, start + 60)] for start in (0, 7, 14, 21)]
+    asking = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, prompt_logprobs=0)
+    options = {"dtype": "float32", "progress": False, "max_model_len": 128, "max_num_batched_tokens": 24}
+    with LLM(str(tiny_model("llama")), max_num_seqs=4, **options) as roomy:
+        wanted = [roomy.generate([prompt], asking)[0] for prompt in prompts]
+        block_bytes = roomy.engine.memory_plan.kv_block_bytes
+    with LLM(str(tiny_model("llama")), max_num_seqs=4, kv_cache_memory=str(block_bytes * 14), **options) as tight:
+        found = tight.generate(prompts, asking)
+        assert tight.engine.stats().preemptions > 0
+    assert [one.prompt_logprobs for one in found] == [one.prompt_logprobs for one in wanted]
+    assert [one.outputs[0].token_ids for one in found] == [one.outputs[0].token_ids for one in wanted]
+
+
 def test_a_stop_string_cuts_the_text_and_frees_the_request(llm: LLM) -> None:
     (whole,) = texts(llm.generate("hello", SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)))
     stop = whole[3:5]

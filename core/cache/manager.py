@@ -98,7 +98,7 @@ class CacheManager:
         """The longest beginning of `token_ids` whose KV is in every group, short of the last token, which has to be
         computed to be sampled from. Owns nothing yet."""
         if not self.enable_prefix_caching:
-            return PrefixHit(0, [[] for _ in self.pools])
+            return self.no_hit()
         hashes = self.full_block_hashes(blocks, token_ids, len(token_ids) - 1)
         length = self._match_length(hashes)
         tables = []
@@ -106,6 +106,10 @@ class CacheManager:
             start = self._first_read(window, length * self.block_size)
             tables.append([NULL_BLOCK] * start + pool.find_all(hashes[start:length]))
         return PrefixHit(length, tables)
+
+    def no_hit(self) -> PrefixHit:
+        """For a sequence that is computed from its first token on."""
+        return PrefixHit(0, [[] for _ in self.pools])
 
     def share_prefix(self, parent: BlockTables, num_tokens: int) -> PrefixHit | None:
         """What a copy of a sequence that goes on from position `num_tokens` can share of `parent`'s blocks: the

@@ -23,7 +23,7 @@ class InputProcessor:
         self._platform = config.platform
         self._takes_extra_args = bool(config.options.logits_processor or config.options.sampler)
         self._sampler = config.options.sampler
-        self._has_eos = bool(config.model.eos_token_ids)
+        self._eos_token_ids = config.model.eos_token_ids
         self._tokenizer = tokenizer
 
     def requests(
@@ -59,6 +59,10 @@ class InputProcessor:
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         self._check_ids(params.logit_bias, "logit_bias")
         self._check_features(params)
+        if params.bad_words:
+            params = self._with_bad_words(params)
+        if params.allowed_token_ids is not None:
+            self._check_allowed(params, params.allowed_token_ids)
         if params.structured_outputs is not None:
             self._check_form(params.structured_outputs, params, form_field)
         settled = msgspec.structs.replace(
@@ -72,7 +76,7 @@ class InputProcessor:
             EngineRequest(
                 request_id=parent if index == 0 else f"{request_id}-{index}",
                 prompt_token_ids=token_ids,
-                params=settled,
+                params=settled if index == 0 else _of_other_choice(settled),
                 choice_index=index,
                 parent_id=None if index == 0 else parent,
                 priority=priority,
@@ -95,11 +99,30 @@ class InputProcessor:
                 hint = "; set it to 0" if feature == "temperature" else ""
                 raise InvalidRequest(f"{feature}: this server's platform does not support it{hint}", param=feature)
 
+    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with the spellings of each bad word: at the beginning of a text, and after a space."""
+        spellings: dict[tuple[int, ...], None] = {}
+        for word in params.bad_words:
+            for text in (word.lstrip(), f" {word.lstrip()}"):
+                if spelling := tuple(self._tokenizer.encode(text, add_special_tokens=False, param="bad_words")):
+                    self._check_ids(spelling, "bad_words")
+                    spellings[spelling] = None
+        return msgspec.structs.replace(params, bad_words_token_ids=tuple(spellings))
+
+    def _check_allowed(self, params: SamplingParams, allowed: Sequence[int]) -> None:
+        self._check_ids(allowed, "allowed_token_ids")
+        ruled_out = {word[0] for word in params.bad_words_token_ids if len(word) == 1}
+        if params.min_tokens:
+            ruled_out |= {*self._eos_token_ids, *params.stop_token_ids}
+        if ruled_out.issuperset(allowed):
+            message = "allowed_token_ids: bad_words or min_tokens rule out each of them, so no token could come"
+            raise InvalidRequest(message, param="allowed_token_ids")
+
     def _check_form(self, form: StructuredOutputs, params: SamplingParams, field: str) -> None:
         if self._sampler is not None:
             message = f"{field}: the sampler {self._sampler!r} does not follow it; start the server without --sampler"
             raise InvalidRequest(message, param=field, code="unsupported")
-        if not self._has_eos:
+        if not self._eos_token_ids:
             message = f"{field}: this model has no end-of-sequence token, with which such an answer ends"
             raise InvalidRequest(message, param=field, code="unsupported")
         for name, clashes in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens > 0)):
@@ -151,3 +174,8 @@ class InputProcessor:
         for token in token_ids:
             if not 0 <= token < self._vocab_size:
                 raise InvalidRequest(f"{field}: token id {token} is not in [0, {self._vocab_size})", param=field)
+
+
+def _of_other_choice(params: SamplingParams) -> SamplingParams:
+    """For choices 1…n-1: what is asked about their common prompt, choice 0 tells."""
+    return params if params.prompt_logprobs is None else msgspec.structs.replace(params, prompt_logprobs=None)

@@ -25,6 +25,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     num_cached_tokens: int = 0
     error: str | None = None  # why, where the finish reason is `error`
     queue_seconds: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] | None = None  # with the first token: see `core.types.RequestDelta`
 
 
 class TokenSource(Protocol):
@@ -44,6 +45,7 @@ class Choice:
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
             prompt_token_ids=request.prompt_token_ids[-8:],
             stop=params.stop,
             include_stop_str_in_output=params.include_stop_str_in_output,
@@ -71,6 +73,7 @@ class Choice:
             num_cached_tokens=delta.num_cached_tokens,
             error=delta.error,
             queue_seconds=delta.queue_seconds,
+            prompt_logprobs=delta.prompt_logprobs,
         )
 
 

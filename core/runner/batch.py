@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from core.platform import Bucket
 from core.runner.inputs import IntArray
 from core.sampling.batch import SamplingBatch
+from core.sampling.logprobs import token_logprobs
 from core.structured.base import Matcher
-from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs
+from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs, TokenLogprobs
 
 #: A matcher for a form, behind the tokens that the answer has already.
 StartMatcher = Callable[[StructuredOutputs, Sequence[int]], Matcher]
 
 
 @dataclass(frozen=True)
-class StepInputs:
-    """One step as the input buffers hold it, padded to `shape`; `rows` and `sampling` are of the real sequences only.
+class Part:
+    """What one forward computes of a plan: sequence i is `num_tokens[i]` tokens of `rows[i]`, from `starts[i]` on.
 
-    `sampling[i]` tells whether the i-th sequence's last token is its last known one, so that it samples.
+    `of_prompt`: a prompt whose logits are all wanted, so that each of its tokens is a sequence.
+    """
+
+    rows: npt.NDArray[np.int64]
+    num_tokens: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    of_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One forward as the input buffers hold it, padded to `shape`; `rows` and the others are of the real sequences.
+
+    `lengths[i]` is what is computed of a sequence afterwards; `sampling[i]` tells whether its last token is its last
+    known one, so that it samples.
     """
 
     shape: Bucket
     rows: npt.NDArray[np.int64]
-    num_tokens: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
     sampling: npt.NDArray[np.bool_]
 
 
@@ -64,6 +80,7 @@ class BatchState:
         self.argmax = np.ones(max_num_seqs, np.bool_)
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
         self.matchers: dict[int, Matcher] = {}  # by row, of the answers that must have a form
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}  # by row, so far, where they are wanted
         self.block_tables: list[IntArray] = [np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)]
 
     def apply(self, plan: StepPlan) -> None:
@@ -71,6 +88,7 @@ class BatchState:
         for row in plan.released:
             self.params[row] = None
             self.matchers.pop(row, None)
+            self.prompt_logprobs.pop(row, None)
         for admission in plan.admitted:
             self._admit(admission)
         for row, group, index, block in plan.blocks:
@@ -88,16 +106,32 @@ class BatchState:
         if admission.params.structured_outputs is not None:
             outputs = admission.token_ids[admission.num_prompt_tokens :]
             self.matchers[row] = self._start_matcher(admission.params.structured_outputs, outputs)
+        if admission.params.prompt_logprobs is not None and count == admission.num_prompt_tokens:
+            self.prompt_logprobs[row] = []
         for table, blocks in zip(self.block_tables, admission.block_ids, strict=True):
             table[row, : len(blocks)] = blocks
 
-    def prepare(self, plan: StepPlan, buckets: tuple[Bucket, ...]) -> StepInputs:
-        """Write the inputs of a plan with rows, padded to the smallest of `buckets` that holds it (none: not padded)."""
-        rows = np.array(plan.rows, np.int64)
-        counts = np.array(plan.num_tokens, np.int64)
-        computed = self.num_computed[rows]
+    def parts(self, plan: StepPlan) -> Iterator[Part]:
+        """The forwards that a plan with rows takes, in its order: one, unless all logits of a prompt are wanted."""
+        rows, counts = np.array(plan.rows, np.int64), np.array(plan.num_tokens, np.int64)
+        if not self.prompt_logprobs:
+            yield Part(rows, counts, self.num_computed[rows])
+            return
+        wanted = [row in self.prompt_logprobs for row in plan.rows]
+        for index, (row, count) in enumerate(zip(plan.rows, plan.num_tokens, strict=True)):
+            if wanted[index]:
+                yield Part(
+                    np.full(count, row), np.ones(count, np.int64), self.num_computed[row] + np.arange(count), True
+                )
+            elif index == 0 or wanted[index - 1]:
+                stop = next((i for i in range(index, len(wanted)) if wanted[i]), len(wanted))
+                yield Part(rows[index:stop], counts[index:stop], self.num_computed[rows[index:stop]])
+
+    def prepare(self, part: Part, buckets: tuple[Bucket, ...]) -> StepInputs:
+        """Write a forward's inputs, padded to the smallest of `buckets` that holds it (none: not padded)."""
+        rows, counts, computed = part.rows, part.num_tokens, part.starts
         lengths = computed + counts
-        total = sum(plan.num_tokens)
+        total = int(counts.sum())
         if total == len(rows):  # decoding: one token each
             starts, row_of_token, positions = self._counting[: total + 1], rows, computed
         else:
@@ -108,7 +142,7 @@ class BatchState:
         shape = pick_bucket(buckets, total, len(rows))
         self._write_tokens(row_of_token, positions, shape.num_tokens)
         self._write_sequences(rows, starts, lengths, shape.num_seqs)
-        return StepInputs(shape, rows, counts, lengths == self.num_tokens[rows])
+        return StepInputs(shape, rows, lengths, lengths == self.num_tokens[rows])
 
     def _write_tokens(self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], length: int) -> None:
         """The inputs that have one number for each token. Padding writes to slot 0, which lies in the null block."""
@@ -145,12 +179,27 @@ class BatchState:
         )
 
     def advance(self, inputs: StepInputs, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[Any]) -> None:
-        """Account for a step that ran: its tokens are computed, and `rows` each gained one token."""
-        self.num_computed[inputs.rows] += inputs.num_tokens
+        """Account for a forward that ran: its tokens are computed, and `rows` each gained one token."""
+        self.num_computed[inputs.rows] = inputs.lengths  # of a row's several sequences the last one stays
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
         for index, matcher in self._followed(rows).items():
             matcher.advance(int(token_ids[index]))
+
+    def add_prompt_logprobs(self, part: Part, logits: Tensor) -> None:
+        """Keep what the logits [n, vocab] of a prompt's tokens say of the tokens behind them."""
+        row = int(part.rows[0])
+        params, found = self.params[row], self.prompt_logprobs[row]
+        assert params is not None and params.prompt_logprobs is not None
+        for position, one in zip((part.starts + 1).tolist(), logits, strict=False):  # behind them is padding
+            if position < self.num_prompt[row]:
+                found.append(token_logprobs(one, int(self.tokens[row, position]), params.prompt_logprobs))
+
+    def take_prompt_logprobs(self, rows: npt.NDArray[np.int64]) -> dict[int, list[TokenLogprobs]]:
+        """By row, those of `rows`, whose prompts are computed."""
+        if not self.prompt_logprobs:
+            return {}
+        return {row: self.prompt_logprobs.pop(row) for row in rows.tolist() if row in self.prompt_logprobs}
 
     def failures(self, rows: npt.NDArray[np.int64]) -> dict[int, str]:
         """By row, why those of `rows` that cannot go on cannot."""

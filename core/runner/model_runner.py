@@ -13,7 +13,7 @@ from core.runner.blocks import BlockMover
 from core.runner.inputs import InputBuffers
 from core.sampling import Sampler
 from core.sampling.sampler import greedy
-from core.types import StepOutput, StepPlan, TokenLogprobs
+from core.types import StepOutput, StepPlan
 
 #: Makes the executable of a step shape; called once for each where buckets are declared, else once in all.
 ExecutableFor = Callable[[Bucket], Executable]
@@ -53,8 +53,14 @@ class ModelRunner:
         return output
 
     def _compute(self, plan: StepPlan) -> StepOutput:
-        inputs = self._batch.prepare(plan, self._buckets)
-        return self._sample(plan.step, inputs, self._forward(inputs.shape))
+        output = StepOutput(plan.step, [], [])
+        for part in self._batch.parts(plan):
+            inputs = self._batch.prepare(part, self._buckets)
+            logits = self._forward(inputs.shape)
+            if part.of_prompt:
+                self._batch.add_prompt_logprobs(part, logits)
+            self._sample(output, inputs, logits)
+        return output
 
     def idle(self, shape: Bucket) -> None:
         """Run the program where no sequence has a token: everything is padding, in the null block."""
@@ -71,18 +77,19 @@ class ModelRunner:
             logits = self._memory.download(self._logits)
         return logits[: shape.num_seqs]
 
-    def _sample(self, step: int, inputs: StepInputs, logits: torch.Tensor) -> StepOutput:
+    def _sample(self, output: StepOutput, inputs: StepInputs, logits: torch.Tensor) -> None:
         """Sample where the last known token was computed; other rows are in the middle of their prompt."""
         rows = inputs.rows[inputs.sampling]
         wanted = logits[: len(inputs.rows)]
         if len(rows) < len(inputs.rows):
             wanted = wanted[torch.from_numpy(inputs.sampling)]
-        logprobs: dict[int, TokenLogprobs] = {}
         if self._batch.argmax[rows].all():
             token_ids = greedy(wanted)
         else:
             token_ids, by_index = self._sampler.sample(wanted, self._batch.sampling_batch(rows))
-            logprobs = {int(rows[index]): found for index, found in by_index.items()}
+            output.logprobs.update((int(rows[index]), found) for index, found in by_index.items())
         self._batch.advance(inputs, rows, token_ids)
-        failed = self._batch.failures(rows)
-        return StepOutput(step, rows.tolist(), token_ids.tolist(), logprobs, failed=failed)
+        output.rows += rows.tolist()
+        output.token_ids += token_ids.tolist()
+        output.failed.update(self._batch.failures(rows))
+        output.prompt_logprobs.update(self._batch.take_prompt_logprobs(rows))

@@ -37,7 +37,12 @@ class SamplingBatch:
 def is_plain_greedy(params: SamplingParams) -> bool:
     """Whether the next token is just the largest logit: nothing changes the logits and nothing asks for more."""
     asks = params.logprobs is not None or params.min_tokens > 0 or params.structured_outputs is not None
-    return params.greedy and not asks and not changes_logits(params)
+    return params.greedy and not asks and not changes_logits(params) and not bans_tokens(params)
+
+
+def bans_tokens(params: SamplingParams) -> bool:
+    """Whether the request rules tokens out by itself."""
+    return params.allowed_token_ids is not None or bool(params.bad_words_token_ids)
 
 
 def changes_logits(params: SamplingParams) -> bool:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.sampling.bans import ban
 from core.sampling.base import LogitsProcessor, Sampler
 from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.logprobs import token_logprobs
@@ -38,6 +39,7 @@ class DefaultSampler(Sampler):
         if self._processors:
             self._process(adjusted, batch)
         forbid(adjusted, batch.matchers)
+        ban(adjusted, batch)
         adjust_logits(adjusted, batch, self._eos_token_ids)
         tokens = greedy(adjusted)
         for i, params in enumerate(batch.params):
@@ -74,6 +76,8 @@ def draw(logits: Tensor, params: SamplingParams, choice: int, position: int) -> 
     """A token of one row of logits [vocab], for the place `position` of choice `choice`."""
     assert params.seed is not None, "a request gets a seed at admission"
     scaled = logits / params.temperature
+    if scaled.max() == -torch.inf:
+        return 0  # a form, min_tokens and the like contradict each other: nothing is left to draw from
     candidates = likely(scaled, params)
     noise = gumbels(params.seed, choice, position, candidates.numpy())
     return int(candidates[int((scaled[candidates].double().numpy() + noise).argmax())])

@@ -7,7 +7,7 @@ import enum
 from core.cache import BlockTables, CacheManager
 from core.config import SchedulerConfig
 from core.errors import InvalidRequest
-from core.types import EngineRequest, FinishReason
+from core.types import EngineRequest, FinishReason, RequestDelta, StepOutput
 
 
 class Status(enum.Enum):
@@ -52,6 +52,7 @@ class Request:
         "status",
         "stop_ids",
         "token_ids",
+        "wants_prompt_logprobs",
         "was_admitted",
     )
 
@@ -89,8 +90,10 @@ class Request:
         self.parent: Request | None = None
         self.children: list[Request] = []  # waiting for this one
         self.forkable = False  # an earlier step has computed the whole prompt, and its blocks are held
+        # Until its first token: with it they are told.
+        self.wants_prompt_logprobs = params.prompt_logprobs is not None and not request.output_token_ids
         # Blocks, from the first, that are here or that a connector has; None: not asked yet; 0: it has had its turn.
-        self.kv_found: int | None = None
+        self.kv_found: int | None = 0 if self.wants_prompt_logprobs else None
         # Counts against the queue's limit: not the other choices, nor what was let in before a restart.
         self.is_queued = request.parent_id is None and not request.output_token_ids
         self.was_admitted = False
@@ -101,6 +104,22 @@ class Request:
         if token_id in self.stop_ids and length >= self.min_length:
             return "stop"
         return "length" if length >= self.max_length else None
+
+    def told(self, token_id: int, reason: FinishReason | None, row: int, output: StepOutput) -> RequestDelta:
+        """The delta for `token_id`, which `output` has for `row`, with what the first one tells beside it."""
+        num_cached, self.num_cached = self.num_cached, 0
+        queue_seconds, self.queue_seconds = self.queue_seconds, 0.0
+        return RequestDelta(
+            self.request_id,
+            [token_id],
+            reason,
+            token_id if reason == "stop" and token_id in self.params.stop_token_ids else None,
+            [output.logprobs[row]] if row in output.logprobs else None,
+            num_cached,
+            None,
+            queue_seconds,
+            output.prompt_logprobs.get(row),
+        )
 
     def has_prompt_of(self, other: Request) -> bool:
         """Whether the KV of both prompts is the same."""

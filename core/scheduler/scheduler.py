@@ -25,7 +25,7 @@ from core.scheduler.queue import RequestQueue
 from core.scheduler.request import Request, Status, check_limits
 from core.scheduler.stats import SchedulerStats
 from core.scheduler.transfers import Transfers
-from core.types import Admission, EngineRequest, KVOp, RequestDelta, StepOutput, StepPlan, TokenLogprobs
+from core.types import Admission, EngineRequest, KVOp, RequestDelta, StepOutput, StepPlan
 
 
 class Scheduler:
@@ -166,16 +166,15 @@ class Scheduler:
         """
         sampled = self._take_in_flight(plan, output)
         deltas = []
-        logprobs, failed = output.logprobs, output.failed
         for row, token_id in zip(output.rows, output.token_ids, strict=True):
             request = sampled[row]
             if request.status is Status.FINISHED:
                 continue
-            if failed and row in failed:
+            if row in output.failed:
                 self._end(request)
-                deltas.append(RequestDelta(request.request_id, [], "error", error=failed[row]))
+                deltas.append(RequestDelta(request.request_id, [], "error", error=output.failed[row]))
             else:
-                deltas.append(self._append(request, token_id, logprobs.get(row) if logprobs else None))
+                deltas.append(self._append(request, token_id, row, output))
         for request_id in output.kv_loaded:
             self._finish_loading(request_id, loaded=True)
         for request_id in output.kv_failed:
@@ -194,7 +193,7 @@ class Scheduler:
                 break
             if request.num_tokens >= request.max_length:
                 continue  # its last token is in flight
-            count = self._chunk(request.num_tokens - request.num_computed, budget)
+            count = self._chunk(request, request.num_tokens - request.num_computed, budget)
             end = request.num_computed + count
             if end > request.blocks.capacity and not self._make_room(plan, request, end):
                 return 0
@@ -211,16 +210,18 @@ class Scheduler:
                 self._waiting.remove(request)
                 request.status = Status.WAITING_FOR_KV
                 continue
-            count = self._chunk(request.num_tokens - start, budget)
+            count = self._chunk(request, request.num_tokens - start, budget)
             if not count or not self._cache.admit(request.blocks, hit, start + count, request.num_tokens):
                 return  # those behind wait too: otherwise small requests could keep a large one out for ever
             self._admit(plan, request, hit, start)
             self._advance(plan, sampled, request, count)
             budget -= count
 
-    def _chunk(self, num_remaining: int, budget: int) -> int:
+    def _chunk(self, request: Request, num_remaining: int, budget: int) -> int:
         """How many of the remaining tokens to compute now. Without chunked prefill: all or none, except of a preempted
-        request that has outgrown what a whole step can take."""
+        request that has outgrown what a whole step can take, and of a prompt whose tokens are a sequence each."""
+        if request.wants_prompt_logprobs:
+            return min(num_remaining, budget, self._config.max_num_seqs)
         if num_remaining <= budget:
             return num_remaining
         if self._config.enable_chunked_prefill or num_remaining > self._config.max_num_batched_tokens:
@@ -272,6 +273,8 @@ class Scheduler:
             if shared is not None:
                 return shared, start
         request.parent = None
+        if request.wants_prompt_logprobs:
+            return self._cache.no_hit(), 0
         hit = self._cache.match(request.blocks, request.token_ids)
         return hit, hit.num_blocks * self._cache.block_size
 
@@ -332,20 +335,17 @@ class Scheduler:
             )
         return sampled
 
-    def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestDelta:
+    def _append(self, request: Request, token_id: int, row: int, output: StepOutput) -> RequestDelta:
         request.token_ids.append(token_id)
+        request.wants_prompt_logprobs = False
         if request.num_computed >= request.blocks.next_full:
             self._register(request)
-        num_cached, request.num_cached = request.num_cached, 0
-        queue_seconds, request.queue_seconds = request.queue_seconds, 0.0
         reason = request.finish_reason(token_id)
         if reason is not None:
             self._end(request)
         elif request.status is Status.PREEMPTED and request.num_tokens == len(request.token_ids):
             self._wait(request)
-        stop = token_id if reason == "stop" and token_id in request.params.stop_token_ids else None
-        found = None if logprobs is None else [logprobs]
-        return RequestDelta(request.request_id, [token_id], reason, stop, found, num_cached, None, queue_seconds)
+        return request.told(token_id, reason, row, output)
 
     # --- states ----------------------------------------------------------------------------------------------
 

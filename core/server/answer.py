@@ -15,8 +15,10 @@ from core.errors import InvalidRequest
 from core.server.errors import REQUEST_ID
 from core.server.generation import GENERATION, Batch, Generation, joined
 from core.server.protocol import GenerationRequest, StreamOptions
-from core.server.responses import ChatResponse, Response
+from core.server.responses import ChatResponse, Response, prompt_logprobs
 from core.server.sse import ChunkWriter, EventStream
+from core.tokenization import Tokenizer
+from core.types import EngineRequest
 
 
 class ChoiceFormat(abc.ABC):
@@ -37,8 +39,12 @@ class ChoiceFormat(abc.ABC):
         """The pieces of a choice that a delta brings; none while it has nothing to show."""
 
     @abc.abstractmethod
-    def opening(self, index: int) -> Any | None:
-        """What comes before a choice's first piece."""
+    def opening(self, index: int, delta: ChoiceDelta) -> Any | None:
+        """What comes before a choice's first piece, which `delta` brings."""
+
+    def told(self, choices: list[ChoiceDelta]) -> list[int]:
+        """Which of the complete choices the client gets, in this order."""
+        return list(range(len(choices)))
 
 
 async def answer(
@@ -47,6 +53,8 @@ async def answer(
     """Run the request and answer it the way it asked for."""
     request[GENERATION] = generation
     if body.stream:
+        if body.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs: they are not streamed; leave out stream", param="prompt_logprobs")
         return await _stream(request, body, generation, form)
     if body.stream_options is not None:
         raise InvalidRequest("stream_options: it needs stream to be true", param="stream_options")
@@ -54,37 +62,51 @@ async def answer(
 
 
 async def collected(generation: Generation) -> list[ChoiceDelta]:
-    """Run the request: its choices, each in one."""
+    """Run the request: its choices, each in one. What the first choice of a prompt says of the prompt, they all say."""
     parts: list[list[ChoiceDelta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generation.batches()) as batches:
         async for batch in batches:
             for index, delta in batch.items():
                 parts[index].append(delta)
-    return [joined(deltas) for deltas in parts]
+    choices = [joined(deltas) for deltas in parts]
+    for index, request in enumerate(generation.requests):
+        if request.choice_index and (found := choices[index - request.choice_index].prompt_logprobs) is not None:
+            choices[index] = msgspec.structs.replace(choices[index], prompt_logprobs=found)
+    return choices
 
 
 async def _whole(body: GenerationRequest, generation: Generation, form: ChoiceFormat) -> web.Response:
     choices = await collected(generation)
+    told = form.told(choices)
     response = form.whole_kind(
         id=generation.id,
         object=form.whole_object,
         created=generation.created,
         model=generation.state.model,
         system_fingerprint=generation.state.fingerprint,
-        choices=[form.whole(index, choice) for index, choice in enumerate(choices)],
+        choices=[form.whole(position, choices[index]) for position, index in enumerate(told)],
         usage=generation.usage(),
     )
-    if body.return_token_ids:
-        _tell_tokens(response, generation, choices)
+    for shaped, index in zip(response.choices, told, strict=True):
+        _tell_more(response, shaped, body, choices[index], generation.requests[index], generation.state.tokenizer)
     return web.Response(body=msgspec.json.encode(response), content_type="application/json")
 
 
-def _tell_tokens(response: Response, generation: Generation, choices: list[ChoiceDelta]) -> None:
-    """vLLM's: the tokens of each choice, and of its prompt, which a chat has once for all."""
-    for shaped, choice, asked in zip(response.choices, choices, generation.requests, strict=True):
+def _tell_more(
+    response: Response,
+    shaped: Any,
+    body: GenerationRequest,
+    choice: ChoiceDelta,
+    asked: EngineRequest,
+    tokenizer: Tokenizer,
+) -> None:
+    """vLLM's extras: the tokens of a choice, and of its prompt what a chat has once for all."""
+    holder: Any = response if isinstance(response, ChatResponse) else shaped
+    if body.return_token_ids:
         shaped.token_ids = choice.token_ids
-        holder = response if isinstance(response, ChatResponse) else shaped
         holder.prompt_token_ids = asked.prompt_token_ids
+    if body.prompt_logprobs is not None:
+        holder.prompt_logprobs = prompt_logprobs(tokenizer, asked.prompt_token_ids, choice.prompt_logprobs or [])
 
 
 async def _stream(
@@ -150,7 +172,7 @@ class _Events:
         for index, delta in batch.items():
             if index not in self._opened:
                 self._opened.add(index)
-                if (opening := self._form.opening(index)) is not None:
+                if (opening := self._form.opening(index, delta)) is not None:
                     yield self._event(opening, self._prompt() if index == min(self._opened) else None)
             chunks = list(self._form.chunks(index, delta))
             if self._untold is not None:

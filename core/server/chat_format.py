@@ -43,8 +43,9 @@ class ChatFormat(ChoiceFormat):
         self._special_tokens = special_tokens
         self._parsers: dict[int, AnswerParser] = {}
 
-    def opening(self, index: int) -> ChatChunkChoice:
+    def opening(self, index: int, delta: ChoiceDelta) -> ChatChunkChoice:
         """The role."""
+        del delta
         return ChatChunkChoice(index, ChatPiece(role="assistant", content=""), None, None, None)
 
     def chunks(self, index: int, delta: ChoiceDelta) -> list[ChatChunkChoice]:

@@ -19,7 +19,7 @@ from core.server.forms import Form, ResponseFormat, form_of
 from core.server.malformed import explain, validation_error
 from core.server.options import UnknownFields
 from core.server.tools import ToolCall, ToolChoice
-from core.types import MAX_LOGPROBS, SamplingParams, StructuredOutputs
+from core.types import MAX_CHOICES, MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -82,6 +82,10 @@ class GenerationRequest(Request, kw_only=True):
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
     add_special_tokens: bool | None = None
     priority: Priority | None = None
     cache_salt: str | None = None
@@ -106,6 +110,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    suffix: str | None = None  # what follows the completion, where the model can fill in
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one. Raises InvalidRequest on an empty one, or a list of several kinds."""
@@ -117,23 +122,50 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             prompts = self.prompt
         if not prompts or any(not prompt for prompt in prompts if not isinstance(prompt, int)):
             raise InvalidRequest("prompt: it is empty; give at least one character or token", param="prompt")
-        if len(prompts) * (self.n or 1) > MAX_ANSWERS:
-            message = f"prompt: {len(prompts)} prompts times n = {self.n or 1} are more than {MAX_ANSWERS} answers"
+        if len(prompts) * self.num_choices > MAX_ANSWERS:
+            message = (
+                f"prompt: {len(prompts)} prompts times {self.num_choices} choices are more than {MAX_ANSWERS} answers"
+            )
             raise InvalidRequest(message, param="prompt")
         if len({type(prompt) for prompt in prompts}) > 1:
             raise InvalidRequest("prompt: a list holds either strings, or tokens, or lists of tokens", param="prompt")
+        if self.suffix and not isinstance(prompts[0], str):
+            raise InvalidRequest("suffix: it goes with prompts of text, not of tokens", param="suffix")
         return prompts
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers to a prompt are made, of which `n` are told."""
+        return self.best_of or self.n or 1
+
+    @property
+    def echo_only(self) -> bool:
+        """Whether nothing but the prompt is asked for. One token is made for it nevertheless."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """How to choose tokens; `defaults` are the model's own. Raises InvalidRequest."""
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            message = f"best_of: only the value of n, {self.n or 1}, is implemented; got {self.best_of}"
-            raise InvalidRequest(message, param="best_of", code="unsupported")
-        if self.echo and self.logprobs is not None:
-            message = "logprobs: logprobs of the prompt are not implemented; leave out echo or logprobs"
-            raise InvalidRequest(message, param="logprobs", code="unsupported")
+        self._check_choices()
         max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        return _sampling(self, defaults, logprobs=self.logprobs, max_tokens=max_tokens)
+        params = _sampling(self, defaults, logprobs=self.logprobs, max_tokens=1 if self.echo_only else max_tokens)
+        if self.num_choices > params.n:
+            params = msgspec.structs.replace(params, n=self.num_choices, logprobs=self.logprobs or 0)
+        if self.echo and self.logprobs is not None:
+            alternatives = max(self.logprobs, self.prompt_logprobs or 0)
+            params = msgspec.structs.replace(params, prompt_logprobs=alternatives)
+        return params
+
+    def _check_choices(self) -> None:
+        """OpenAI's rule for `best_of`: the best so many answers are told, by logprob per token, which are not streamed."""
+        n = self.n or 1
+        if self.best_of is not None and not n <= self.best_of <= MAX_CHOICES:
+            message = f"best_of: {self.best_of} is not from n, which is {n}, to {MAX_CHOICES}"
+            raise InvalidRequest(message, param="best_of")
+        if self.stream and self.num_choices > n:
+            raise InvalidRequest("best_of: the best are known in the end; leave out stream", param="best_of")
+        if self.stream and self.echo and self.logprobs is not None and n > 1:
+            message = "logprobs: with echo and several choices they are not streamed; leave out stream"
+            raise InvalidRequest(message, param="logprobs")
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,8 +276,9 @@ def _sampling(
 ) -> SamplingParams:
     given = {name: value for name in _SHARED if (value := getattr(request, name)) is not None}
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if "stop_token_ids" in given:
-        given["stop_token_ids"] = tuple(given["stop_token_ids"])
+    for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
+        if name in given:
+            given[name] = tuple(given[name])
     return SamplingParams(
         **{**defaults, **given},
         stop=stop,
@@ -266,12 +299,12 @@ _HARMLESS = frozenset({
 #: Known fields that would change the answer and are not implemented where the struct lacks them, with the values that
 #: ask for nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": ([],), "audio": (), "bad_words": ([],), "chat_template": (), "documents": ([],),
+    "audio": (), "chat_template": (), "documents": ([],),
     "function_call": ("none", "auto"),
     "functions": ([],), "include_reasoning": (True,), "kv_transfer_params": (), "length_penalty": (1, 1.0), "logits_processors": ([],), "modalities": (["text"],), "prediction": (),
-    "prompt_logprobs": (), "reasoning_effort": ("none",),
-    "return_tokens_as_token_ids": (False,), "spaces_between_special_tokens": (False,),
-    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "reasoning_effort": ("none",),
+    "return_tokens_as_token_ids": (False,),
+    "suffix": (), "tool_choice": ("none", "auto"), "tools": ([],),
     "use_beam_search": (False,), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 

@@ -36,12 +36,32 @@ class Usage(msgspec.Struct):
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """Parallel lists, one item a token; `text_offset` counts characters from the start of the choice's text."""
+    """Parallel lists, one item a token; `text_offset` counts characters from the start of the choice's text.
+
+    An echoed prompt's first token has nothing before it, and null for its logprobs.
+    """
 
     tokens: list[str] = []
-    token_logprobs: list[float] = []
-    top_logprobs: list[dict[str, float]] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
     text_offset: list[int] = []
+
+    def followed_by(self, more: CompletionLogprobs) -> CompletionLogprobs:
+        """Both, one after the other."""
+        pairs = ((getattr(self, name), getattr(more, name)) for name in self.__struct_fields__)
+        return CompletionLogprobs(*(first + second for first, second in pairs))
+
+
+class PromptLogprob(msgspec.Struct):
+    """A token that might have stood at a place of the prompt (vLLM's form). Ranks count from 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+#: By token id, at one place of the prompt; null at the first, which has nothing before it.
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
 class CompletionChoice(msgspec.Struct):
@@ -54,6 +74,7 @@ class CompletionChoice(msgspec.Struct):
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 # --- chat ----------------------------------------------------------------------------------------------------
@@ -184,6 +205,7 @@ class ChatResponse(Response, kw_only=True):
 
     choices: list[ChatChoice]
     prompt_token_ids: list[int] | UnsetType = UNSET  # here, as there is one prompt
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Model(msgspec.Struct):
@@ -221,6 +243,26 @@ def completion_logprobs(
         found.top_logprobs.append({token: _finite(entry.logprob)} | top)
         found.text_offset.append(offset)
         offset += len(token)
+    return found
+
+
+def echo_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> CompletionLogprobs:
+    """Those of a prompt, `logprobs` being of its tokens from the second on."""
+    first = tokenizer.token_text(token_ids[0])
+    others = completion_logprobs(tokenizer, token_ids[1:], logprobs, len(first))
+    return CompletionLogprobs([first], [None], [None], [0]).followed_by(others)
+
+
+def prompt_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> PromptLogprobs:
+    """Those of a prompt in vLLM's form, `logprobs` being of its tokens from the second on."""
+
+    def one(token_id: int, logprob: float, rank: int) -> PromptLogprob:
+        return PromptLogprob(_finite(logprob), rank, tokenizer.token_text(token_id))
+
+    found: PromptLogprobs = [None]
+    for token_id, entry in zip(token_ids[1:], logprobs, strict=True):
+        top = {other: one(other, value, rank) for rank, (other, value) in enumerate(entry.top, start=1)}
+        found.append({token_id: one(token_id, entry.logprob, entry.rank)} | top)
     return found
 
 

@@ -20,6 +20,9 @@ class IncrementalDetokenizer:
     `prompt_token_ids` (the last few suffice) only says whether the answer begins a text, where sentencepiece models
     drop a leading space. Of several stop strings the one that is complete first wins, the longest if two end together.
     One that ends within the first `min_tokens` tokens is ignored.
+
+    `spaces_between_special_tokens`: a special token that is shown has a space between it and what is next to it, as
+    transformers' slow tokenizers write them.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class IncrementalDetokenizer:
         tokenizer: Tokenizer,
         *,
         skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = False,
         prompt_token_ids: Sequence[int] = (),
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
@@ -35,6 +39,8 @@ class IncrementalDetokenizer:
         self.stop_string: str | None = None  # the one that ended the text
         self._pieces = tokenizer.pieces
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._spaced = tokenizer.special_ids - self._skipped if spaces_between_special_tokens else frozenset()
+        self._after_special: bool | None = None  # whether the last token was one; None: there is none yet
         self._at_start = not any(self._pieces[i] for i in reversed(prompt_token_ids) if i not in self._skipped)
         self._utf8 = _Utf8Decoder("replace")
         self._stop = _StopMatcher(tuple(stop), include_stop_str_in_output) if stop else None
@@ -72,6 +78,8 @@ class IncrementalDetokenizer:
         return self._keep(text + ("" if self.stop_string is not None else self._stop.release()))
 
     def _bytes(self, token_ids: Sequence[int]) -> bytes:
+        if self._spaced:
+            return b"".join(self._with_spaces(token_ids))
         if self._at_start:
             return b"".join(self._from_start(token_ids))
         return b"".join([self._pieces[i] for i in token_ids if i not in self._skipped])
@@ -82,6 +90,16 @@ class IncrementalDetokenizer:
                 continue
             yield self._pieces.first(token_id) if self._at_start else piece
             self._at_start = False
+
+    def _with_spaces(self, token_ids: Sequence[int]) -> Iterator[bytes]:
+        for token_id in token_ids:
+            piece = b"".join(self._from_start([token_id]))
+            special = token_id in self._spaced
+            if piece and self._after_special is not None and (special or self._after_special):
+                yield b" "
+            if piece:
+                self._after_special = special
+            yield piece
 
     def _checked(self, text: str) -> str:
         assert self._stop is not None

@@ -63,7 +63,7 @@ def test_prefill_then_decode() -> None:
     state = make_state()
     first = plan([2], [5], admitted=[admission(2, [10, 11, 12, 13, 14], [7, 3])])
     state.apply(first)
-    inputs = state.prepare(first, ())
+    inputs = state.prepare(next(state.parts(first)), ())
     assert inputs.shape == Bucket(5, 1)
     assert state.inputs["token_ids"][:5].tolist() == [10, 11, 12, 13, 14]
     assert state.inputs["positions"][:5].tolist() == [0, 1, 2, 3, 4]
@@ -76,7 +76,7 @@ def test_prefill_then_decode() -> None:
 
     second = plan([2], [1])
     state.apply(second)
-    state.prepare(second, ())
+    state.prepare(next(state.parts(second)), ())
     assert state.inputs["token_ids"][:1].tolist() == [99]
     assert state.inputs["positions"][:1].tolist() == [5]
     assert state.inputs["slot_mapping.0"][:1].tolist() == [13]
@@ -87,7 +87,7 @@ def test_a_chunk_in_the_middle_of_a_prompt_does_not_sample() -> None:
     state = make_state()
     step = plan([0, 1], [3, 2], admitted=[admission(0, [1, 2, 3, 4, 5], [1, 2]), admission(1, [6, 7], [4])])
     state.apply(step)
-    inputs = state.prepare(step, ())
+    inputs = state.prepare(next(state.parts(step)), ())
     assert inputs.sampling.tolist() == [False, True]
     state.advance(inputs, inputs.rows[inputs.sampling], np.array([42]))
     assert state.num_computed[[0, 1]].tolist() == [3, 2]
@@ -99,11 +99,11 @@ def test_blocks_arrive_later_and_rows_are_reused() -> None:
     state.apply(plan([], [], admitted=[admission(0, [1] * 6, [5, 6], computed=4)]))
     step = plan([0], [2], blocks=[(0, 0, 1, 2)])
     state.apply(step)
-    state.prepare(step, ())
+    state.prepare(next(state.parts(step)), ())
     assert state.inputs["slot_mapping.0"][:2].tolist() == [8, 9]
     again = plan([0], [2], released=[0], admitted=[admission(0, [8, 9], [3])])
     state.apply(again)
-    state.prepare(again, ())
+    state.prepare(next(state.parts(again)), ())
     assert state.inputs["token_ids"][:2].tolist() == [8, 9]
     assert state.inputs["slot_mapping.0"][:2].tolist() == [12, 13]
 
@@ -112,7 +112,7 @@ def test_padding_stays_in_the_null_block() -> None:
     state = make_state()
     step = plan([1], [3], admitted=[admission(1, [5, 6, 7], [2])])
     state.apply(step)
-    inputs = state.prepare(step, (Bucket(4, 2), Bucket(8, 2), Bucket(64, 2)))
+    inputs = state.prepare(next(state.parts(step)), (Bucket(4, 2), Bucket(8, 2), Bucket(64, 2)))
     assert inputs.shape == Bucket(4, 2)
     assert state.inputs["token_ids"][:4].tolist() == [5, 6, 7, 0]
     assert state.inputs["slot_mapping.0"][:4].tolist() == [8, 9, 10, 0]
@@ -140,7 +140,7 @@ def test_a_matcher_follows_its_row_from_admission_to_release() -> None:
     state = make_state()
     first = plan([0, 2], [2, 3], admitted=[admission(0, [6, 7], [4]), formed(2, [10, 11, 90], 2)])
     state.apply(first)
-    inputs = state.prepare(first, ())
+    inputs = state.prepare(next(state.parts(first)), ())
     followed = state.sampling_batch(inputs.rows).matchers
     assert list(followed) == [1] and followed[1].token_ids == [90], "what a resumed answer had is not its own"
     state.advance(inputs, inputs.rows, np.array([50, 91]))
@@ -153,6 +153,6 @@ def test_a_failure_is_of_its_row_alone() -> None:
     state = make_state()
     first = plan([1, 3], [1, 1], admitted=[formed(1, [10], 1), formed(3, [11], 1)])
     state.apply(first)
-    inputs = state.prepare(first, ())
+    inputs = state.prepare(next(state.parts(first)), ())
     state.advance(inputs, inputs.rows, np.array([12, 13]))
     assert state.failures(inputs.rows) == {3: "structured_outputs: unlucky"} and not state.failures(np.array([1]))

@@ -155,10 +155,6 @@ def test_a_long_conversation_does_not_hold_up_the_others(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("allowed_token_ids", [1]),
-        ("bad_words", ["a"]),
-        ("prompt_logprobs", 1),
-        ("spaces_between_special_tokens", True),
         ("return_tokens_as_token_ids", True),
         ("include_reasoning", False),
         ("kv_transfer_params", {}),

@@ -124,9 +124,18 @@ class FakeEngine(EngineClient):
                 if top is None
                 else [TokenLogprobs(-0.5, 1, [(token_id, -0.5), (65, -1.5), (66, float("-inf"))][:top])]
             )
-            yield RequestDelta(request.request_id, [token_id], reason, None, entry, 3 if count == 1 else 0)
+            prompt = self._prompt_logprobs(request) if count == 1 else None
+            cached = 3 if count == 1 else 0
+            yield RequestDelta(request.request_id, [token_id], reason, None, entry, cached, prompt_logprobs=prompt)
             if reason is not None:
                 return
+
+    def _prompt_logprobs(self, request: EngineRequest) -> list[TokenLogprobs] | None:
+        top = request.params.prompt_logprobs
+        if top is None:
+            return None
+        others = [(65, -1.25), (66, -1.5)][:top]
+        return [TokenLogprobs(-2.0 - token_id, 9, others) for token_id in request.prompt_token_ids[1:]]
 
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

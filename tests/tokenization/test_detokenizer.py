@@ -42,6 +42,23 @@ def test_any_tokens_in_any_chunks_stream_to_their_decoding(kind: str, data: st.D
     assert text == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
+def test_spaces_between_special_tokens() -> None:
+    end = BYTE_LEVEL.token_id("<|end|>")
+    assert end is not None
+    ids = [
+        *BYTE_LEVEL.encode("ab", add_special_tokens=False),
+        end,
+        end,
+        *BYTE_LEVEL.encode("c", add_special_tokens=False),
+    ]
+    for size in (1, 2, len(ids)):
+        chunks = [ids[at : at + size] for at in range(0, len(ids), size)]
+        spaced = {"skip_special_tokens": False, "spaces_between_special_tokens": True}
+        assert stream(BYTE_LEVEL, chunks, **spaced)[0] == "ab <|end|> <|end|> c"
+        assert stream(BYTE_LEVEL, chunks, skip_special_tokens=False)[0] == "ab<|end|><|end|>c"
+        assert stream(BYTE_LEVEL, chunks, spaces_between_special_tokens=True)[0] == "abc"
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "wordpiece", "metaspace"])
 @given(data=st.data(), skip=st.booleans())
 def test_decode_is_the_librarys(kind: str, data: st.DataObject, skip: bool) -> None:

@@ -34,8 +34,11 @@ ASKING: dict[str, dict[str, Any]] = {
     "frequency_penalty": {"frequency_penalty": 1.0},
     "repetition_penalty": {"repetition_penalty": 1.5},
     "logit_bias": {"logit_bias": {5: 10.0}},
+    "allowed_token_ids": {"allowed_token_ids": (5, 6)},
+    "bad_words": {"bad_words": ("a",)},
     "min_tokens": {"min_tokens": 2},
     "logprobs": {"logprobs": 2},
+    "prompt_logprobs": {"prompt_logprobs": 2},
     "structured_outputs": {"structured_outputs": {"regex": "[ab]{4}"}},
 }
 
@@ -197,6 +200,32 @@ def logit_bias(subject: Subject, llm: LLM) -> None:
     expect(not set(usual) & set(without), f"tokens with a bias of -100 came: {sorted(set(usual) & set(without))}")
 
 
+@_feature("allowed_token_ids", "classifiers are asked with the tokens of their labels")
+def allowed_token_ids(subject: Subject, llm: LLM) -> None:
+    """Each token is the likeliest of those that are allowed."""
+    allowed = token_ids("bdfhjl")
+
+    def adjust(row: Tensor, prompt: list[int], output: list[int]) -> None:
+        kept = row[allowed].clone()
+        row[:] = -torch.inf
+        row[allowed] = kept
+
+    _adjusted_greedy(subject, llm, {"allowed_token_ids": tuple(allowed)}, adjust)
+
+
+@_feature("bad_words", "it is how clients keep a word out that tokens alone do not make")
+def bad_words(subject: Subject, llm: LLM) -> None:
+    """Neither a word of one token comes, nor one of two, whose tokens may."""
+    plain = [output.outputs[0].text for output in _generate(llm)]
+    words = [text[at : at + size] for size in (1, 2) for text in plain for at in range(len(text) - 1)]
+    words = [next(word for word in words if len(word) == size and word.isascii() and word.isalpha()) for size in (1, 2)]
+    for word in words:
+        spelling = token_ids(word)
+        for tokens in _tokens(_generate(llm, bad_words=(word,))):
+            came = any(tokens[at : at + len(spelling)] == spelling for at in range(len(tokens)))
+            expect(not came, f"bad_words {word!r}: it came")
+
+
 @_feature("logprobs", "evaluations and classifiers are built on these numbers")
 def logprobs(subject: Subject, llm: LLM) -> None:
     """The logprob, rank and best alternatives of each token are the reference's."""
@@ -221,6 +250,32 @@ def _check_logprobs(subject: Subject, oracle: Oracle, prompt: Sequence[int], cho
         values = [value for _, value in given.top]
         expect(values == sorted(values, reverse=True), f"the alternatives are not in order: {values}")
         expect(given.rank >= 1, f"the rank of a token is {given.rank}")
+
+
+@_feature("prompt_logprobs", "benchmarks of models compare the likelihood of texts")
+def prompt_logprobs(subject: Subject, llm: LLM) -> None:
+    """Those of a prompt's tokens are the reference's, also where the prefix cache has the prompt, and beside others."""
+    oracle = oracle_of(subject, llm, _FAMILY)
+    plain = SamplingParams(temperature=0.0, max_tokens=_TOKENS, ignore_eos=True)
+    asking = msgspec.structs.replace(plain, prompt_logprobs=3)
+    expected = _tokens(llm.generate(prompts(4, 60, seed=31), plain))
+    found = llm.generate(prompts(4, 60, seed=31), [asking, asking, plain, asking])
+    wrong = [oracle.wrong_greedy(o.prompt_token_ids, o.outputs[0].token_ids, subject.dtype) for o in found]
+    expect(not any(wrong), f"an answer with prompt_logprobs is another: {wrong}")
+    if subject.capabilities.deterministic:
+        expect(_tokens(found) == expected, "answers with prompt_logprobs are not bit for bit those without")
+    for output in (found[0], found[1], found[3]):
+        logprobs, prompt = output.prompt_logprobs, output.prompt_token_ids
+        expect(
+            logprobs is not None and len(logprobs) == len(prompt) - 1, "they are not one fewer than the prompt's tokens"
+        )
+        wanted = oracle.logits(prompt)
+        limit = 2 * LOGITS[subject.dtype] * float(wanted.abs().max())
+        for row, token, given in zip(wanted.log_softmax(-1)[:-1], prompt[1:], logprobs or [], strict=True):
+            expect(len(given.top) == 3, f"3 alternatives are due, {len(given.top)} came")
+            for listed, value in [(token, given.logprob), *given.top]:
+                off = abs(value - float(row[listed]))
+                expect(off <= limit, f"the logprob of token {listed} is off by {off:.3g}, {limit:.3g} is allowed")
 
 
 # --- the form of answers -------------------------------------------------------------------------------------

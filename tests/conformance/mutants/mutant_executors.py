@@ -190,7 +190,8 @@ def _ignored(feature: str, neutral: Any) -> None:
 
     class Ignoring(_Executor):
         def submit(self, plan: StepPlan) -> Ticket:
-            return super().submit(_with(plan, admitted=_without(plan.admitted, feature, neutral)))
+            field = _FIELDS.get(feature, feature)
+            return super().submit(_with(plan, admitted=_without(plan.admitted, field, neutral)))
 
     wrong(f"ignores-{feature}", f"{feature} is declared and ignored", f"sampling.{feature}")(Ignoring)
 
@@ -204,9 +205,11 @@ def _without(admitted: Sequence[Admission], feature: str, neutral: Any) -> list[
 
 _NEUTRAL = {
     "temperature": 0.0, "seed": 5, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {}, "min_tokens": 0, "logprobs": None,
-    "structured_outputs": None,
+    "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {}, "allowed_token_ids": None, "bad_words": (),
+    "min_tokens": 0, "logprobs": None, "prompt_logprobs": None, "structured_outputs": None,
 }  # fmt: skip
+#: Where a feature is told by another field than its own.
+_FIELDS = {"bad_words": "bad_words_token_ids"}
 
 for _feature, _value in _NEUTRAL.items():
     _ignored(_feature, _value)
