@@ -29,7 +29,7 @@ from core.program import OpProgram, Value
 from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
-API_VERSION = (1, 1)
+API_VERSION = (1, 2)
 
 Kernel = Callable[..., None]
 Progress = Callable[[str, float], None]  # (what is being done, fraction done of it)
