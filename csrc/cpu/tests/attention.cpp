@@ -69,9 +69,10 @@ class Paged {
   }
 
  private:
-  // As many elements as the cache's layout has, of which the heads are filled up to whole panels.
+  // As many elements as the cache's layout has: heads filled up to whole panels, and a scale a token where it is int8.
   Rows cache_rows() const {
-    const int64_t width = KVCache{nullptr, nullptr, batch_.cache_type, 1, batch_.head_dim, batch_.block_size}.width();
+    const KVCache one{nullptr, nullptr, batch_.cache_type, 1, batch_.head_dim, batch_.block_size};
+    const int64_t width = one.head_bytes() / batch_.block_size / element_size(batch_.cache_type);
     return {num_blocks() * batch_.num_kv_heads * batch_.block_size, width, batch_.cache_type, 0};
   }
   // Block 0 is nobody's; the others are dealt out from both ends.
@@ -116,7 +117,7 @@ Rows attend(const Batch& batch, const Paged& paged, const Rows& query) {
 }
 
 // A result is a mean of values, which are below 6: within 64 units of that, for the scores' errors too. Each side rounds
-// it to its type once.
+// it to its type once. Where the products are of bfloat16, each side rounds the weights to it as well: half a unit each.
 void check_batch(const Batch& batch) {
   Paged paged(batch);
   paged.fill(7);
@@ -125,7 +126,9 @@ void check_batch(const Batch& batch) {
   CHECK(paged.key().intact() && paged.value().intact(), batch.text());
   const Reference scalar;
   const Rows wanted = attend(batch, paged, query);
-  expect_close(found, wanted, 2, 64, [](int64_t, int64_t) { return 6.0; }, batch.text());
+  const bool narrow = batch.type == Element::bfloat16 && batch.cache_type != Element::float32;
+  const double units = 64 + (narrow ? unit(Element::bfloat16) / float_unit : 0);
+  expect_close(found, wanted, 2, units, [](int64_t, int64_t) { return 6.0; }, batch.text());
 }
 
 // Lengths about a tile's and a block's ends, decodes and prefills, and a sequence that has no part in the step.
@@ -133,7 +136,10 @@ const std::vector<Batch::Sequence> mixed = {{37, 37}, {65, 1}, {16, 1}, {1, 1}, 
 
 TEST(attention_is_the_scalar_tiers) {
   for (const Element type : {Element::float32, Element::bfloat16}) {
-    for (const Element cache : {Element::float32, Element::bfloat16}) check_batch({mixed, 2, 3, 64, 16, 0, type, cache});
+    for (const Element cache : {Element::float32, Element::bfloat16, Element::int8}) {
+      check_batch({mixed, 2, 3, 64, 16, 0, type, cache});
+      check_batch({mixed, 2, 3, 21, 10, 20, type, cache});
+    }
     for (const int64_t head_dim : {8, 20, 80, 256}) check_batch({mixed, 1, 2, head_dim, 16, 0, type, type});
     for (const int64_t block_size : {1, 7, 64, 100}) check_batch({mixed, 1, 2, 24, block_size, 0, type, type});
     for (const int64_t window : {1, 16, 63, 65, 1000}) check_batch({mixed, 1, 1, 16, 16, window, type, type});
@@ -141,18 +147,18 @@ TEST(attention_is_the_scalar_tiers) {
   }
 }
 
+// 300 keys are two splits, which threads share where a chunk alone makes too few items.
 TEST(a_row_of_attention_is_the_same_bits_alone_batched_chunked_and_threaded) {
   for (const Element type : {Element::float32, Element::bfloat16}) {
-    const Batch whole{{{150, 150}}, 2, 3, 40, 16, 0, type, type};
+    const Batch whole{{{300, 300}}, 2, 3, 40, 16, 0, type, type};
     Paged paged(whole);
     paged.fill(11);
-    const Rows query = Rows::random(150, whole.num_heads() * whole.head_dim, type, 12);
+    const Rows query = Rows::random(300, whole.num_heads() * whole.head_dim, type, 12);
     const Rows expected = attend(whole, paged, query);
     set_num_threads(3);
     const Rows threaded = attend(whole, paged, query);
-    set_num_threads(1);
-    for (int64_t row = 0; row < 150; ++row) CHECK(expected.same_bits(row, threaded, row), std::to_string(row));
-    for (const Batch::Sequence part : {Batch::Sequence{150, 1}, {64, 1}, {65, 2}, {100, 37}}) {
+    for (int64_t row = 0; row < 300; ++row) CHECK(expected.same_bits(row, threaded, row), std::to_string(row));
+    for (const Batch::Sequence part : {Batch::Sequence{300, 1}, {64, 1}, {65, 2}, {100, 37}}) {
       Batch chunk = whole;
       chunk.sequences = {part};
       Rows own(part.queries, query.columns(), type);
@@ -165,24 +171,28 @@ TEST(a_row_of_attention_is_the_same_bits_alone_batched_chunked_and_threaded) {
         CHECK(found.same_bits(row, expected, first + row), "position " + std::to_string(first + row));
       }
     }
+    set_num_threads(1);
+  }
+}
+
+void check_write(const Batch& batch) {
+  Paged found(batch);
+  found.fill(13);
+  const Reference scalar;
+  Paged wanted(batch);
+  wanted.fill(13);
+  CHECK(found.key().intact() && found.value().intact(), batch.text());
+  for (int64_t row = 0; row < wanted.key().rows(); ++row) {
+    CHECK(found.key().same_bits(row, wanted.key(), row), batch.text());
+    CHECK(found.value().same_bits(row, wanted.value(), row), batch.text());
   }
 }
 
 // Every tier rounds to the cache's type in the same way, and leaves alone what is nobody's.
 TEST(the_kv_write_is_the_scalar_tiers_bit_by_bit) {
   for (const Element type : {Element::float32, Element::bfloat16}) {
-    for (const Element cache : {Element::float32, Element::bfloat16}) {
-      const Batch batch{mixed, 3, 1, 21, 7, 0, type, cache};
-      Paged found(batch);
-      found.fill(13);
-      const Reference scalar;
-      Paged wanted(batch);
-      wanted.fill(13);
-      CHECK(found.key().intact() && found.value().intact(), batch.text());
-      for (int64_t row = 0; row < wanted.key().rows(); ++row) {
-        CHECK(found.key().same_bits(row, wanted.key(), row), batch.text());
-        CHECK(found.value().same_bits(row, wanted.value(), row), batch.text());
-      }
+    for (const Element cache : {Element::float32, Element::bfloat16, Element::int8}) {
+      for (const int64_t block_size : {7, 16}) check_write({mixed, 3, 1, 21, block_size, 0, type, cache});
     }
   }
 }

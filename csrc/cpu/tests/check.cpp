@@ -9,7 +9,9 @@
 
 namespace core::cpu::testing {
 
-const char* name_of(Element type) { return type == Element::bfloat16 ? "bfloat16" : "float32"; }
+const char* name_of(Element type) {
+  return type == Element::int8 ? "int8" : type == Element::bfloat16 ? "bfloat16" : "float32";
+}
 
 float number_from(Element type, const void* at) {
   uint32_t bits = 0;
