@@ -169,25 +169,6 @@ inline float reduce(vfloat v, Combine combine) {
   return v[0];
 }
 
-// Transposes in place, by exchanging ever larger off-diagonal blocks.
-inline void transpose(vfloat (&rows)[lanes]) {
-#pragma GCC unroll 4
-  for (int block = 1; block < lanes; block *= 2) {
-    const vint lane = lane_numbers();
-    const vint upper = (lane & block) != 0;
-    const vint first = upper ? lane - block + lanes : lane;   // a0 b0 a2 b2 … for block 1
-    const vint second = upper ? lane + lanes : lane + block;  // a1 b1 a3 b3 …
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if (i & block) continue;
-      const vfloat a = rows[i];
-      const vfloat b = rows[i + block];
-      rows[i] = __builtin_shuffle(a, b, first);
-      rows[i + block] = __builtin_shuffle(a, b, second);
-    }
-  }
-}
-
 inline float to_float(float x) { return x; }
 
 inline float to_float(uint16_t x) {
