@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).with_name("csrc")))  # a build front end does not put this folder there
 import tiers
 
-EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "s3", "conformance", "dev")
+EXTRAS = ("cpu", "arm", "power", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "s3", "conformance", "dev")
 TARGET_DEVICES = ("cpu", "none")
 
 

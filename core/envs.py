@@ -20,7 +20,7 @@ PREFIX = "CORE_"
 
 #: Read by others under our prefix, so known here: the native CPU kernels, and setup.py when it builds them.
 READ_ELSEWHERE = {
-    "CORE_CPU_ISA": "instruction-set tier of the CPU kernels: scalar, avx2, avx512 or avx512bf16; default: the best the CPU has",
+    "CORE_CPU_ISA": "instruction-set tier of the native kernels, one of those that `core platforms -v` lists; default: the best",
     "CORE_TARGET_DEVICE": "what setup.py builds kernels for: cpu or none; default: cpu",
 }
 

@@ -58,9 +58,12 @@ VERIFIED = {
     "in emulation": "the kit ran under an emulator: results are tested, speed is not",
     "simulated": "there is no such hardware here, a clock stands in for it: the engine around it is tested, its arithmetic is not",
     "for tests": "no hardware of its own: a rule of the contract, held over the host",
+    "kernels in emulation": "the kernels' own tests ran under an emulator; the platform around them has not run on such hardware",
     "compiled only": "the sources build; nothing of it has run",
     "not run": "nothing of it has been tried",
 }
+#: What a platform may be said to be without a report.
+WITHOUT_REPORT = ("kernels in emulation", "compiled only")
 
 
 # --- the page ------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ def _cells(standing: Standing, run: Run | None) -> Iterator[tuple[str, str]]:
     """A platform's rows. What it declares is told only where the level of its report tests that."""
     yield "what", standing.what
     if run is None:
-        yield "verified", f"**{standing.verified if standing.verified == 'compiled only' else 'not run'}**"
+        yield "verified", f"**{standing.verified if standing.verified in WITHOUT_REPORT else 'not run'}**"
         return
     yield "verified", f"**{standing.verified}**"
     report, can = run.report, run.report.capabilities

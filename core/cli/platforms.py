@@ -51,9 +51,9 @@ def _details(candidate: Candidate) -> Text:
     lines = [f"\n{candidate.name}: {described['distribution']}"]
     if candidate.found.plugin is not None:
         lines.append(f"  by {described['vendor']}, version {described['version']}, contract {described['api']}")
-    lines += [
-        f"  {device['index']}: {device['name']}, {device['memory_bytes']} bytes" for device in described["devices"]
-    ]
+    for device in candidate.result.devices:
+        lines.append(f"  {device.index}: {device.name}, {device.memory_bytes} bytes")
+        lines += [f"     {name}: {value}" for name, value in device.details.items()]
     lines += [f"  --platform-opt {candidate.name}.{key}: {text}" for key, text in described.get("options", {}).items()]
     lines += [f"  caused by {cause}" for cause in described["causes"]]
     return Text("\n".join(lines))

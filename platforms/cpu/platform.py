@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from platforms._shared.native.platform import HostPlatform
-from platforms.cpu.plugin import NAME, CpuOptions
+from platforms._shared.native.plugin import HostOptions
+from platforms.cpu.plugin import NAME
 
 
 class CpuPlatform(HostPlatform):
-    """The native kernels of `csrc/cpu` on this machine's processors."""
+    """The native kernels of `csrc/cpu` on this machine's processors: x86-64, and those that no other platform drives."""
 
-    def __init__(self, options: CpuOptions) -> None:
+    def __init__(self, options: HostOptions) -> None:
         super().__init__(NAME, options.threads)

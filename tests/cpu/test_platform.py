@@ -16,9 +16,10 @@ from core.errors import ConfigError, Unsupported
 from core.platform import AttentionQuery, PlatformContext, ProbeEnv
 from core.types import DType
 from platforms._shared import _native, host
+from platforms._shared.native import plugin as shared
+from platforms._shared.native.plugin import HostOptions
 from platforms.cpu import plugin
 from platforms.cpu.platform import CpuPlatform
-from platforms.cpu.plugin import CpuOptions
 
 GIB = 1 << 30
 
@@ -40,7 +41,7 @@ def config(stored: str = "float32", *, cache: CacheConfig | None = None, **optio
 
 def platform(monkeypatch: pytest.MonkeyPatch, *, memory: int = 64 * GIB) -> CpuPlatform:
     monkeypatch.setattr(host, "memory", lambda: host.Memory(memory, memory // 2))
-    return CpuPlatform(CpuOptions())
+    return CpuPlatform(HostOptions())
 
 
 @pytest.mark.parametrize(
@@ -101,17 +102,17 @@ def test_threads_are_set_for_torch_and_the_kernels(monkeypatch: pytest.MonkeyPat
     before = torch.get_num_threads(), _native.num_threads()
     monkeypatch.setattr(host, "usable_cores", lambda: 3)
     try:
-        CpuPlatform(CpuOptions(threads=2))
+        CpuPlatform(HostOptions(threads=2))
         seen: list[int] = []
         thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()
         thread.join()
         assert (torch.get_num_threads(), _native.num_threads(), seen) == (2, 2, [2])
-        CpuPlatform(CpuOptions())
+        CpuPlatform(HostOptions())
         assert (torch.get_num_threads(), _native.num_threads()) == (3, 3)
         for threads in (0, 4):
             with pytest.raises(ConfigError, match=r"cpu\.threads: .* from 1 to the 3 cores"):
-                CpuPlatform(CpuOptions(threads=threads))
+                CpuPlatform(HostOptions(threads=threads))
     finally:
         torch.set_num_threads(before[0])
         _native.set_num_threads(before[1])
@@ -140,6 +141,12 @@ def test_threads_spin_briefly_unless_told_otherwise(
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
+@pytest.fixture
+def x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.platform, "machine", lambda: "x86_64")
+
+
+@pytest.mark.usefixtures("x86")
 def test_probe_describes_this_machine_and_repeats() -> None:
     result = plugin.probe(ProbeEnv())
     assert result.state == "AVAILABLE" and result.score == 0
@@ -147,23 +154,36 @@ def test_probe_describes_this_machine_and_repeats() -> None:
     assert plugin.probe(ProbeEnv()) == result
 
 
+@pytest.mark.usefixtures("x86")
+def test_the_probe_says_which_kernels_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tier, setting, why in (("b", "", "b (the best of a, b)"), ("a", "a", "a (CORE_CPU_ISA of a, b)")):
+        monkeypatch.setenv("CORE_CPU_ISA", setting)
+        native = SimpleNamespace(isa=lambda tier=tier: tier, available_isas=lambda: ["a", "b"])
+        monkeypatch.setitem(sys.modules, shared.NATIVE, native)
+        result = plugin.probe(ProbeEnv())
+        assert result.reason.endswith(f"kernels {why}") and result.devices[0].details["kernels"] == why
+
+
+@pytest.mark.usefixtures("x86")
 def test_without_torch_it_is_absent_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "find_spec", lambda name: None)
+    monkeypatch.setattr(shared, "find_spec", lambda name: None)
     result = plugin.probe(ProbeEnv())
     assert result.state == "ABSENT" and "pip install 'core[cpu]'" in result.reason
 
 
+@pytest.mark.usefixtures("x86")
 def test_without_its_kernels_it_is_broken_with_the_line_that_builds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, plugin.NATIVE, None)
+    monkeypatch.setitem(sys.modules, shared.NATIVE, None)
     result = plugin.probe(ProbeEnv())
     assert result.state == "BROKEN" and "pip install -e ." in result.reason
 
 
+@pytest.mark.usefixtures("x86")
 def test_a_tier_that_this_cpu_lacks_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def isa() -> str:
         raise ValueError("CORE_CPU_ISA: no avx1024")
 
-    monkeypatch.setitem(sys.modules, plugin.NATIVE, SimpleNamespace(isa=isa))
+    monkeypatch.setitem(sys.modules, shared.NATIVE, SimpleNamespace(isa=isa))
     result = plugin.probe(ProbeEnv())
     assert result.state == "BROKEN" and "no avx1024" in result.reason
 

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("cpu", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "s3", "conformance", "dev")
-PINNED = ("common", "cpu", "otel", "s3", "conformance", "dev")
+EXTRAS = ("cpu", "arm", "power", "cuda", "rocm", "xpu", "tpu", "neuron", "otel", "s3", "conformance", "dev")
+PINNED = ("common", "cpu", "arm", "power", "otel", "s3", "conformance", "dev")
 
 
 def read(name: str) -> list[Requirement]:
@@ -74,8 +74,9 @@ def test_pins_cover_what_the_dependencies_need(pins: dict[str, str]) -> None:
 def test_entry_points() -> None:
     (command,) = (e for e in entry_points(group="console_scripts") if e.name == "core")
     assert command.value == "core.cli.main:main"
-    (cpu,) = (e for e in entry_points(group="core.platforms") if e.name == "cpu")
-    assert cpu.value == "platforms.cpu.plugin"
+    platforms = {entry.name: entry.value for entry in entry_points(group="core.platforms")}
+    for name in ("arm", "cpu", "power", "sim"):
+        assert platforms[name] == f"platforms.{name}.plugin"
 
 
 def run_python(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
