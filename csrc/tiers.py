@@ -14,12 +14,12 @@ KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "
 #: Compiled once for each tier.
 KERNEL_SOURCES = [
     f"csrc/cpu/kernels/{name}.cpp"
-    for name in ("attention", "kv_cache", "linear", "norm", "rope", "roofline", "silu_mul", "tier")
+    for name in ("attention", "kv_cache", "linear", "linear_quantized", "norm", "rope", "roofline", "silu_mul", "tier")
 ]
 #: What calls them, and knows nothing of Python.
-HOST_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "isa", "rows", "threads")]
+HOST_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "isa", "quantized", "rows", "schemes", "threads")]
 #: What Python calls.
-BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bindings")]
+BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bind_quantized", "bindings")]
 
 
 #: The compiler's flags of each tier, by what `platform.machine()` calls a kind of processor. A tier is used where
@@ -29,7 +29,7 @@ TIERS = {
         "scalar": ["-march=x86-64"],
         "avx2": ["-march=x86-64-v3"],
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-        "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
+        "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16", "-mavx512vnni"],
     },
     "aarch64": {
         "scalar": ["-march=armv8-a", "-DCORE_PORTABLE"],

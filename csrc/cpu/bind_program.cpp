@@ -13,10 +13,6 @@
 namespace core::cpu {
 namespace {
 
-enum class Rows { tokens, seqs };
-
-int64_t count(const StepSizes& sizes, Rows rows) { return rows == Rows::tokens ? sizes.num_tokens : sizes.num_seqs; }
-
 // --- operands -------------------------------------------------------------------------------------------------
 
 Matrix matrix(uintptr_t data, const std::string& dtype, int64_t columns, int64_t stride) {
@@ -57,11 +53,6 @@ void require_floats(const Matrix& x, const char* name) {
 
 void require_like(const Matrix& given, const Matrix& x, const char* name) {
   require(given.type == x.type, name, "is of another element type than the op's input");
-}
-
-const int32_t* indices(const Matrix& given, const char* name) {
-  require(given.type == Element::int32, name, "must be int32");
-  return static_cast<const int32_t*>(given.data);
 }
 
 // --- ops ------------------------------------------------------------------------------------------------------
@@ -228,8 +219,9 @@ void bind_program(py::module_& module) {
   using namespace py::literals;
   bind_operands(module);
   py::enum_<Rows>(module, "Rows").value("tokens", Rows::tokens).value("seqs", Rows::seqs);
-  py::class_<Program>(module, "Program")
-      .def(py::init<>())
+  py::class_<Program> program(module, "Program");
+  bind_quantized(module, program);
+  program.def(py::init<>())
       .def("run", &run, "num_tokens"_a, "num_seqs"_a)
       .def("embedding", &add_embedding)
       .def("linear", &add_linear)

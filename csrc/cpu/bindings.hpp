@@ -3,11 +3,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include "program.hpp"
+
 namespace py = pybind11;
 
 namespace core::cpu {
 
 // Tensors, packed weights, caches, and the programs over them.
 void bind_program(py::module_& module);
+
+// Quantised weights, and the ops of a program that take them.
+void bind_quantized(py::module_& module, py::class_<Program>& program);
 
 }  // namespace core::cpu

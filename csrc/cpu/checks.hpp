@@ -34,6 +34,11 @@ inline Element cache_element(const std::string& dtype) {
   return dtype == "int8" ? Element::int8 : element(dtype, "cache_dtype");
 }
 
+inline const int32_t* indices(const Matrix& given, const char* name) {
+  require(given.type == Element::int32, name, "must be int32");
+  return static_cast<const int32_t*>(given.data);
+}
+
 inline KVCache kv_cache(uintptr_t key, uintptr_t value, const std::string& dtype, int64_t num_kv_heads,
                         int64_t head_dim, int64_t block_size) {
   require(num_kv_heads > 0, "num_kv_heads", "must be positive");

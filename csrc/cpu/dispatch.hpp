@@ -21,7 +21,8 @@ int64_t multiply(Element type, int64_t rounds);
 
 // What follows has one form for all tiers: it copies, or is scalar.
 
-// Throws std::invalid_argument for a token id outside of the table.
+// Both throw std::invalid_argument for a token id outside of the table.
+void check_tokens(const int32_t* token_ids, int64_t rows, int64_t outputs);
 void embedding(const Embedding& args, int64_t rows);
 void select_rows(const SelectRows& args, int64_t rows);
 

@@ -38,14 +38,18 @@ void gather(const uint32_t* from, char* to, const Weight& weight) {
 
 }  // namespace
 
-void embedding(const Embedding& args, int64_t rows) {
+void check_tokens(const int32_t* token_ids, int64_t rows, int64_t outputs) {
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t id = args.token_ids[row];
-    if (id < 0 || id >= args.weight.outputs) {
-      throw std::invalid_argument("token_ids: " + std::to_string(id) + " is not one of the " +
-                                  std::to_string(args.weight.outputs) + " rows of the embedding");
+    const int64_t id = token_ids[row];
+    if (id < 0 || id >= outputs) {
+      throw std::invalid_argument("token_ids: " + std::to_string(id) + " is not one of the " + std::to_string(outputs) +
+                                  " rows of the embedding");
     }
   }
+}
+
+void embedding(const Embedding& args, int64_t rows) {
+  check_tokens(args.token_ids, rows, args.weight.outputs);
   for_rows(rows, args.out.columns, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       gather(packed_row(args.weight, args.token_ids[row]), row_of(args.out, row), args.weight);

@@ -60,6 +60,8 @@ struct LinearTile {
   int64_t last_panel;
 };
 
+struct QuantizedLinear;  // quantized.hpp
+
 struct Norm {
   Matrix x;
   Matrix residual;  // its data may be null: nothing to add
@@ -183,6 +185,9 @@ struct Kernels {
   void (*attend_split)(const PagedAttention& args, const AttentionItem& item, int64_t split, float* state) noexcept;
   void (*merge_splits)(const PagedAttention& args, const AttentionItem& item, float* states) noexcept;
   void (*linear)(const Linear& args, const LinearTile& tile) noexcept;
+  // Rows of x to their place in args.quantized, and these times the panels of the weight.
+  RowKernel<QuantizedLinear> quantize_rows;
+  void (*linear_quantized)(const QuantizedLinear& args, const LinearTile& tile) noexcept;
   RowKernel<Norm> norm;
   RowKernel<SiluMul> silu_mul;
   RowKernel<Rope> rope;

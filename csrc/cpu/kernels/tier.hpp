@@ -11,6 +11,8 @@ void attend(const PagedAttention& args, const AttentionItem& item) noexcept;
 void attend_split(const PagedAttention& args, const AttentionItem& item, int64_t split, float* state) noexcept;
 void merge_splits(const PagedAttention& args, const AttentionItem& item, float* states) noexcept;
 void linear(const Linear& args, const LinearTile& tile) noexcept;
+void quantize_rows(const QuantizedLinear& args, int64_t first_row, int64_t last_row) noexcept;
+void linear_quantized(const QuantizedLinear& args, const LinearTile& tile) noexcept;
 void norm(const Norm& args, int64_t first_row, int64_t last_row) noexcept;
 void silu_mul(const SiluMul& args, int64_t first_row, int64_t last_row) noexcept;
 void rope(const Rope& args, int64_t first_row, int64_t last_row) noexcept;

@@ -161,8 +161,8 @@ inline vint lane_numbers() {
   return numbers;
 }
 
-template <typename Combine>
-inline float reduce(vfloat v, Combine combine) {
+template <typename Vector, typename Combine>
+inline auto reduce(Vector v, Combine combine) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
     v = combine(v, __builtin_shuffle(v, lane_numbers() ^ distance));
   }
