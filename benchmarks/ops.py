@@ -16,8 +16,8 @@ from torch import Tensor
 
 from core.types import DType
 from platforms._shared import _native
-from platforms._shared.native.memory import PackedWeight
 from platforms._shared.native.operands import operand
+from platforms._shared.native.packed import PackedWeight
 
 HIDDEN, INTERMEDIATE, QKV, VOCAB, HEAD_DIM = 576, 1536, 960, 49152, 64
 ROWS = (1, 4, 16, 32, 512)

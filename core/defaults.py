@@ -74,13 +74,22 @@ class TorchMemory(MemoryBackend):
         """A zeroed tensor. On the host a large one comes from the system as it is first written, in huge pages where
         there are any: a KV cache of gigabytes costs nothing to start with.
         """
-        size = self.alloc_size(shape, dtype)
+        return self.hold(
+            self.alloc_size(shape, dtype),
+            usage,
+            f"{list(shape)} {dtype}",
+            lambda: self.make_handle(tuple(shape), dtype, usage),
+        )
+
+    def hold(self, size: int, usage: str, what: str, make: Callable[[], Any]) -> Any:
+        """The handle that `make` gives, of `size` bytes, held from now on. Raises OutOfDeviceMemory, which says `what`
+        the handle was to be; `make` may raise what `make_handle` may."""
         if size >= _CHECKED_FROM and size > (free := self.info().free):
-            raise OutOfDeviceMemory(f"{usage}: {size} bytes are wanted for {list(shape)} {dtype} and {free} are free")
+            raise OutOfDeviceMemory(f"{usage}: {size} bytes are wanted for {what} and {free} are free")
         try:
-            handle = self.make_handle(tuple(shape), dtype, usage)
+            handle = make()
         except (RuntimeError, OSError) as error:  # torch's out-of-memory errors are the former
-            raise OutOfDeviceMemory(f"{usage}: {size} bytes for {list(shape)} {dtype}: {error}") from error
+            raise OutOfDeviceMemory(f"{usage}: {size} bytes for {what}: {error}") from error
         self._held[id(handle)] = (handle, usage)
         return handle
 

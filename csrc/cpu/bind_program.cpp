@@ -23,6 +23,11 @@ Matrix matrix(uintptr_t data, const std::string& dtype, int64_t columns, int64_t
   return {address(data, "data"), type, columns, stride};
 }
 
+Matrix slice(const Matrix& of, int64_t first, int64_t columns) {
+  require(first >= 0 && columns >= 0 && first + columns <= of.columns, "columns", "are not all the tensor's");
+  return {static_cast<char*>(of.data) + first * element_size(of.type), of.type, columns, of.stride};
+}
+
 Weight weight(uintptr_t data, const std::string& dtype, int64_t outputs, int64_t inputs) {
   require(outputs > 0 && inputs > 0, "shape", "must be positive");
   return {pointer<uint32_t>(data, "data"), element(dtype, "dtype"), outputs, inputs};
@@ -197,7 +202,8 @@ void run(const Program& program, int64_t num_tokens, int64_t num_seqs) {
 void bind_operands(py::module_& module) {
   using namespace py::literals;
   py::class_<Matrix>(module, "Tensor")
-      .def(py::init(&matrix), "data"_a, "dtype"_a, "columns"_a, "stride"_a);
+      .def(py::init(&matrix), "data"_a, "dtype"_a, "columns"_a, "stride"_a)
+      .def("slice", &slice, "first"_a, "columns"_a);
   py::class_<Weight>(module, "Weight")
       .def(py::init(&weight), "data"_a, "dtype"_a, "outputs"_a, "inputs"_a)
       .def("pack", &py_pack, "row"_a, "rows"_a, "source"_a)

@@ -32,7 +32,8 @@ const std::vector<Tier>& tiers() {
                         __builtin_cpu_supports("avx512vl");
     list.push_back({"avx2", &avx2::kernels, avx2});
     list.push_back({"avx512", &avx512::kernels, avx512});
-    list.push_back({"avx512bf16", &avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")});
+    const bool dots = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    list.push_back({"avx512bf16", &avx512bf16::kernels, avx512 && dots});
 #elif defined(__aarch64__)
     const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
     const unsigned long bf16 = HWCAP2_I8MM | HWCAP2_BF16;

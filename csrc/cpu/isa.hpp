@@ -10,7 +10,7 @@ struct Kernels;  // kernels/kernels.hpp
 
 // Tiers that this binary holds and this processor can run, best last. The first is scalar everywhere: the kernels as
 // they are for a processor of which nothing is known but its baseline.
-//   x86-64   avx2 (x86-64-v3), avx512 (x86-64-v4), avx512bf16 (with dot products of bfloat16)
+//   x86-64   avx2 (x86-64-v3), avx512 (x86-64-v4), avx512bf16 (with dot products of bfloat16 and of bytes)
 //   aarch64  neon, neon_dotprod (with dot products of bytes), neon_bf16 (with those of bfloat16, and mixed signs)
 //   ppc64le  vsx
 std::vector<std::string> available_isas();

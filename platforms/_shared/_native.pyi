@@ -108,6 +108,8 @@ class Tensor:
     """
 
     def __init__(self, data: int, dtype: str, columns: int, stride: int) -> None: ...
+    def slice(self, first: int, columns: int) -> Tensor:
+        """`columns` of its columns, from `first` on."""
 
 class Weight:
     """A packed weight [outputs, inputs] in `packed_bytes(dtype, outputs, inputs)` bytes at `data`, zeroed at first."""
@@ -129,6 +131,28 @@ class KVCache:
 def packed_bytes(dtype: str, outputs: int, inputs: int) -> int:
     """Bytes of a packed weight: outputs filled up to whole panels of 16, inputs to whole words of 4 bytes."""
 
+class QuantizedWeight:
+    """A weight [outputs, inputs] in one of `schemes()`, in `quantized_bytes(…)` bytes at `data`, zeroed at first.
+
+    `data` is at a multiple of 64. `dtype` is that of the activations that it is multiplied with.
+    """
+
+    def __init__(self, data: int, dtype: str, scheme: str, outputs: int, inputs: int) -> None: ...
+    def quantize(self, row: int, rows: int, source: Tensor) -> None:
+        """Fill outputs `row : row + rows` from rows of floats. For int8 and int4."""
+
+    def pack_blocks(self, row: int, rows: int, blocks: int, row_bytes: int) -> None:
+        """Fill them from rows of a GGUF file's blocks, one after the other. For the other schemes."""
+
+    def dequantize(self, row: int, rows: int, target: Tensor) -> None:
+        """What outputs `row : row + rows` stand for, as float32 or bfloat16."""
+
+def schemes() -> list[str]:
+    """The names of the schemes: int8, int4 and GGUF's block types in lower case."""
+
+def quantized_bytes(scheme: str, outputs: int, inputs: int) -> int:
+    """Bytes of a quantised weight. Raises ValueError where the scheme's blocks do not divide the inputs."""
+
 class Program:
     """Calls of ops in order, each as `core.ops` records it: rows, inputs, outputs, attributes.
 
@@ -140,8 +164,12 @@ class Program:
     def run(self, num_tokens: int, num_seqs: int) -> None:
         """Run all calls. Raises ValueError for a token id outside of its table, or a sequence outside of its blocks."""
 
-    def embedding(self, rows: Rows, token_ids: Tensor, weight: Weight, out: Tensor, /) -> None: ...
-    def linear(self, rows: Rows, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor, /) -> None: ...
+    def embedding(self, rows: Rows, token_ids: Tensor, weight: Weight | QuantizedWeight, out: Tensor, /) -> None: ...
+    def linear(
+        self, rows: Rows, x: Tensor, weight: Weight | QuantizedWeight, bias: Tensor | None, out: Tensor, /
+    ) -> None:
+        """A quantised weight is multiplied with activations of eight bits, by row or by the weight's group."""
+
     def select_rows(self, rows: Rows, x: Tensor, indices: Tensor, out: Tensor, /) -> None: ...
     def rms_norm(self, rows: Rows, x: Tensor, weight: Tensor, out: Tensor, *, eps: float) -> None: ...
     def add_rms_norm(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from core import ops
 from platforms._shared import _native
-from platforms._shared.native.memory import PackedWeight
 from platforms._shared.native.operands import dtype_of
 from platforms._shared.native.ops import KERNELS
+from platforms._shared.native.packed import PackedWeight
 
 GUARD = 7.25
 FLOAT = 2.0**-24

@@ -90,14 +90,12 @@ inline vfloat to_floats(vint v) { return (vfloat)_mm512_maskz_cvtepi32_ps(0xffff
 inline vfloat to_floats(vint v) { return __builtin_convertvector(v, vfloat); }
 #endif
 
-typedef int8_t vbytes __attribute__((vector_size(lanes)));
-
 // The low byte of each lane.
 inline void store_bytes(int8_t* to, vint v) {
 #if defined(__AVX512F__)
   const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v);
 #else
-  const vbytes bytes = __builtin_convertvector(v, vbytes);
+  const vbyte bytes = __builtin_convertvector(v, vbyte);
 #endif
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from core.defaults import TorchMemory, torch_dtype
-from core.platform import MemoryInfo
+from core.defaults import TorchMemory, check_parts
+from core.platform import MemoryInfo, QuantizedRows
 from core.types import DType
 from platforms._shared import _native
-from platforms._shared.native.operands import operand
+from platforms._shared.native.packed import PackedWeight
+from platforms._shared.native.quantized import QuantizedWeight, StackedWeight
 
 #: The element types that the kernels multiply.
 PACKED_TYPES = (DType.FLOAT32, DType.BFLOAT16)
@@ -24,45 +23,8 @@ _STRETCH = 64 << 20
 _LINE = 64  # of the cache
 
 
-class PackedWeight:
-    """A weight [outputs, inputs] in the layout of `csrc/cpu/kernels/kernels.hpp`; there is no other copy of it.
-
-    `nbytes` are those of its elements: outputs that fill up the last panel of 16 are not counted.
-    """
-
-    def __init__(self, shape: tuple[int, int], dtype: DType, storage: Tensor) -> None:
-        """`storage`: zeroed uint8 [`_native.packed_bytes(…)`]."""
-        self.shape = shape
-        self.dtype = dtype
-        self.nbytes = math.prod(shape) * dtype.itemsize
-        self.native = _native.Weight(storage.data_ptr(), dtype, *shape)
-        self._storage = storage
-
-    @classmethod
-    def of(cls, weight: Tensor, dtype: DType) -> PackedWeight:
-        """A packed copy of a tensor."""
-        shape = (weight.shape[0], weight.shape[1])
-        packed = cls(shape, dtype, torch.zeros(_native.packed_bytes(dtype, *shape), dtype=torch.uint8))
-        packed.write(weight, 0)
-        return packed
-
-    def write(self, data: Tensor, row: int) -> None:
-        """Rows `row …`, converted to the element type. Raises ValueError where they do not fit."""
-        if data.dim() != 2 or data.shape[1] != self.shape[1] or not 0 <= row <= self.shape[0] - data.shape[0]:
-            raise ValueError(f"{list(data.shape)} does not fit rows {row} … of {list(self.shape)}")
-        if len(data):
-            data = data.to(torch_dtype(self.dtype)).contiguous()
-            self.native.pack(row, len(data), operand(data))
-
-    def read(self) -> Tensor:
-        """An unpacked copy."""
-        data = torch.empty(self.shape, dtype=torch_dtype(self.dtype))
-        self.native.unpack(0, self.shape[0], operand(data))
-        return data
-
-
 class CpuMemory(TorchMemory):
-    """Tensors, but for weights that are matrices: those are `PackedWeight`s."""
+    """Tensors, but for weights that are matrices: those are `PackedWeight`s, and `StackedWeight`s if quantised."""
 
     def __init__(self, info: Callable[[], MemoryInfo]) -> None:
         super().__init__("cpu", info)
@@ -73,6 +35,36 @@ class CpuMemory(TorchMemory):
         if usage != "weights" or len(shape) != 2 or 0 in shape or dtype not in PACKED_TYPES:
             return super().make_handle(shape, dtype, usage)
         return PackedWeight((shape[0], shape[1]), dtype, self._room(_native.packed_bytes(dtype, *shape)))
+
+    # --- quantised weights ---
+
+    def quantized_size(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> int:
+        """Bytes of the parts: whole panels of 16 outputs where they are quantised."""
+        check_parts(shape, parts)
+        return sum(
+            _native.quantized_bytes(part.scheme, part.rows, shape[1])
+            if part.scheme
+            else self.alloc_size((part.rows, shape[1]), dtype)
+            for part in parts
+        )
+
+    def alloc_quantized(self, shape: Sequence[int], dtype: DType, parts: Sequence[QuantizedRows]) -> Any:
+        """A `StackedWeight`. Raises OutOfDeviceMemory; Unsupported for a scheme or a number of inputs that cannot be."""
+
+        def make() -> StackedWeight:
+            return StackedWeight([self._part((part.rows, shape[1]), dtype, part.scheme) for part in parts])
+
+        size = self.quantized_size(shape, dtype, parts)
+        return self.hold(size, "weights", f"{list(shape)} of {', '.join(part.scheme or dtype for part in parts)}", make)
+
+    def _part(self, shape: tuple[int, int], dtype: DType, scheme: str | None) -> PackedWeight | QuantizedWeight:
+        if scheme is None:
+            return PackedWeight(shape, dtype, self._room(_native.packed_bytes(dtype, *shape)))
+        return QuantizedWeight(shape, dtype, scheme, self._room(_native.quantized_bytes(scheme, *shape)))
+
+    def upload_blocks(self, handle: Any, blocks: Tensor, scheme: str, *, row: int = 0) -> None:
+        """Repack a file's blocks as rows `row …`. Raises ValueError if they do not fit."""
+        handle.write_blocks(blocks, scheme, row)
 
     def _room(self, size: int) -> Tensor:
         """Zeroed uint8 [size], behind the weight that was made before it."""
@@ -90,11 +82,11 @@ class CpuMemory(TorchMemory):
 
     def upload(self, handle: Any, data: Tensor, *, row: int = 0) -> None:
         """Copy `data` into rows `row …`, converting the element type. Raises ValueError if it does not fit."""
-        if isinstance(handle, PackedWeight):
+        if isinstance(handle, PackedWeight | StackedWeight):
             handle.write(data, row)
         else:
             super().upload(handle, data, row=row)
 
     def download(self, handle: Any) -> Tensor:
-        """The contents as a tensor: itself, or a packed weight's copy."""
-        return handle.read() if isinstance(handle, PackedWeight) else super().download(handle)
+        """The contents as a tensor: itself, or a copy of a weight: in float32 where it is quantised."""
+        return handle.read() if isinstance(handle, PackedWeight | StackedWeight) else super().download(handle)

@@ -5,6 +5,7 @@ A weight may be a plain tensor; it is then packed for the call, which only tests
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from core.platform import Kernel
 from platforms._shared import _native
-from platforms._shared.native.memory import PackedWeight
 from platforms._shared.native.operands import dtype_of, operand
+from platforms._shared.native.packed import PackedWeight
+from platforms._shared.native.quantized import StackedWeight
 
-#: By the place of a packed weight among their operands, if they have one.
+#: By the place of a weight among their operands, if they have one.
 _OPS: dict[str, int | None] = {
     "embedding": 1,
     "linear": 1,
@@ -36,15 +38,36 @@ def _run(op: str, *operands: Any, **attrs: Any) -> None:
     place = _OPS[op]
     if place is not None and isinstance(given[place], Tensor):
         given[place] = PackedWeight.of(given[place], dtype_of(given[place]))
+    if op == "embedding" and in_several_parts(given[1]):
+        given[-1].copy_(given[1].read()[given[0].long()])  # no model has one: for the contract's sake
+        return
     program = _native.Program()
-    getattr(program, op)(_native.Rows.tokens, *map(_native_operand, given), **attrs)
+    for native in native_calls(op, [operand(each) if isinstance(each, Tensor) else each for each in given]):
+        getattr(program, op)(_native.Rows.tokens, *native, **attrs)
     program.run(rows, rows)
 
 
-def _native_operand(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return operand(given)
-    return given.native if isinstance(given, PackedWeight) else given
+def in_several_parts(weight: Any) -> bool:
+    """Whether a product with it takes several calls."""
+    return isinstance(weight, StackedWeight) and len(weight.parts) > 1
+
+
+def native_calls(op: str, operands: Sequence[Any]) -> Iterator[list[Any]]:
+    """The operands of the native calls that an op comes to: one, or one a part of a stacked weight."""
+    place = _OPS.get(op)
+    weight = None if place is None else operands[place]
+    if isinstance(weight, PackedWeight):
+        yield [each.native if each is weight else each for each in operands]
+    elif not isinstance(weight, StackedWeight):
+        yield list(operands)
+    elif op == "embedding":
+        (part,) = weight.parts
+        yield [operands[0], part.weight.native, operands[2]]
+    else:  # linear: a part's outputs are columns
+        x, _, bias, out = operands
+        for part in weight.parts:
+            own = [each and each.slice(part.row, part.rows) for each in (bias, out)]
+            yield [x, part.weight.native, *own]
 
 
 KERNELS: dict[str, Kernel] = {op: partial(_run, op) for op in _OPS}

@@ -65,7 +65,12 @@ class HostPlatform(Platform):
     def capabilities(self) -> Capabilities:
         """Any step shape. Batch-invariant: each result is one chain of sums, in one order whatever else is in the step."""
         return Capabilities(
-            dtypes=DTYPES, kv_dtypes=KV_DTYPES, deterministic=True, batch_invariant=True, kv_transfer=True
+            dtypes=DTYPES,
+            kv_dtypes=KV_DTYPES,
+            quantization=tuple(_native.schemes()),
+            deterministic=True,
+            batch_invariant=True,
+            kv_transfer=True,
         )
 
     def memory(self) -> MemoryBackend:

@@ -10,9 +10,10 @@ from core.ops import ATTENTION_OPS
 from core.platform import Bindings, Executable
 from core.program import NUM_SEQS, NUM_TOKENS, Dim, OpCall, Storage, Value
 from platforms._shared import _native
-from platforms._shared.native.memory import PackedWeight
 from platforms._shared.native.operands import cache_operand
-from platforms._shared.native.ops import KERNELS
+from platforms._shared.native.ops import KERNELS, in_several_parts, native_calls
+from platforms._shared.native.packed import PackedWeight
+from platforms._shared.native.quantized import StackedWeight
 
 _ROWS = {NUM_TOKENS.symbol: _native.Rows.tokens, NUM_SEQS.symbol: _native.Rows.seqs}
 
@@ -30,13 +31,16 @@ class NativeExecutable(Executable):
 
 
 def lower(bindings: Bindings) -> NativeExecutable | None:
-    """The program as native calls, or None where it uses an op that has no native kernel."""
+    """The program as native calls, or None where it uses an op that has no native kernel, or has one eagerly alone."""
     if not bindings.program.ops_used() <= KERNELS.keys() | ATTENTION_OPS:
         return None
     program = _native.Program()
     for call in bindings.program.calls:
         operands = [_operand(bindings, value) for value in (*call.inputs, *call.outputs)]
-        getattr(program, call.op)(_rows(call), *operands, **call.attrs)
+        if call.op == "embedding" and in_several_parts(operands[1]):
+            return None
+        for native in native_calls(call.op, operands):
+            getattr(program, call.op)(_rows(call), *native, **call.attrs)
     return NativeExecutable(program, bindings)
 
 
@@ -54,8 +58,8 @@ def _operand(bindings: Bindings, value: Value | None) -> Any:
     if value.storage is Storage.ACTIVATION:
         return _tensor(value, bindings.arena.data_ptr() + bindings.offsets[value.owner.index])
     handle = bindings.handle(value)
-    if isinstance(handle, PackedWeight):
-        return handle.native
+    if isinstance(handle, PackedWeight | StackedWeight):
+        return handle
     assert isinstance(handle, Tensor)
     return _tensor(value, handle.data_ptr())
 
