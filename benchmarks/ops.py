@@ -1,6 +1,7 @@
 """Each native op as a share of the machine's limit: `python benchmarks/ops.py`.
 
-SmolLM2-135M's shapes in bfloat16. A call can take no less than its bytes at the read bandwidth of their size, nor less
+SmolLM2-135M's shapes in bfloat16, then with quantised weights, each at its own size: its bytes are those it is kept in,
+and products are of bytes. A call can take no less than its bytes at the read bandwidth of their size, nor less
 than its FLOPs at the peak, both measured in the same run; what lies in the cache is read at the cache's speed. Weights
 are changed from call to call, so that they come from memory. Median of 5 runs. Prints a Markdown table.
 """
@@ -8,19 +9,23 @@ are changed from call to call, so that they come from memory. Median of 5 runs. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from roofline import machine, peak, platform, rate, read_bandwidth
 from torch import Tensor
 
+from core.platform import ONLINE_SCHEMES, MemoryBackend, QuantizedRows
 from core.types import DType
+from core.weights.gguf.quants import QUANT_TYPES
 from platforms._shared import _native
 from platforms._shared.native.operands import operand
-from platforms._shared.native.packed import PackedWeight
+from platforms._shared.native.ops import native_calls
 
 HIDDEN, INTERMEDIATE, QKV, VOCAB, HEAD_DIM = 576, 1536, 960, 49152, 64
 ROWS = (1, 4, 16, 32, 512)
+WIDE = (5632, 2048)  # of a model of a thousand million parameters
 _CYCLE = 192 << 20  # bytes of weights before the first is used again: more than caches hold
 _SMALLEST = 1 << 20  # bytes: a bandwidth is measured over no less
 
@@ -33,8 +38,9 @@ def bandwidth(size: int) -> float:
     return read_bandwidth(max(size, _SMALLEST)).median
 
 
-def row(name: str, rows: int, calls: list[Add], num_bytes: int, flops: int, resident: bool) -> str:
-    """One row of the table; `calls` are run one after the other, and a call's time is the mean of a run."""
+def row(name: str, rows: int, calls: list[Add], num_bytes: int, compute: float, resident: bool) -> str:
+    """One row of the table; `calls` are run one after the other, and a call's time is the mean of a run. Its products take
+    no less than `compute` seconds."""
     program = _native.Program()
     for number, add in enumerate(calls):
         add(program, number)
@@ -44,14 +50,14 @@ def row(name: str, rows: int, calls: list[Add], num_bytes: int, flops: int, resi
         return len(calls)
 
     seconds = 1 / rate(run).median
-    limit = max(num_bytes / bandwidth(num_bytes if resident else _CYCLE), flops / peak_flops())
+    limit = max(num_bytes / bandwidth(num_bytes if resident else _CYCLE), compute)
     return f"| {name} | {rows} | {seconds * 1e6:.1f} | {limit * 1e6:.1f} | {limit / seconds:.0%} |"
 
 
 @cache
-def peak_flops() -> float:
-    """FLOP/s of bfloat16 products."""
-    return peak("bfloat16").median
+def peak_flops(dtype: str) -> float:
+    """FLOP/s of products of bfloat16 or int8."""
+    return peak(dtype).median
 
 
 def activations(rows: int, columns: int) -> Tensor:
@@ -59,24 +65,43 @@ def activations(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns).to(torch.bfloat16)
 
 
-def linear(outputs: int, inputs: int) -> None:
+def linear(outputs: int, inputs: int, scheme: str | None = None) -> None:
     """All row counts with one set of weights."""
-    count = -(-_CYCLE // (2 * outputs * inputs))
     memory = platform().memory()
-    weights: list[PackedWeight] = [memory.alloc((outputs, inputs), DType.BFLOAT16, "weights") for _ in range(count)]
-    for weight in weights:
-        memory.upload(weight, torch.full((outputs, inputs), 0.01))
+    make = partial(_weight, memory, outputs, inputs, scheme)
+    weights = [make()]
+    size = weights[0].nbytes
+    weights += [make() for _ in range(_CYCLE // size)]
     for rows in ROWS:
         x, out = activations(rows, inputs), activations(rows, outputs)
 
         def add(program: _native.Program, number: int, x: Tensor = x, out: Tensor = out) -> None:
-            program.linear(_native.Rows.tokens, operand(x), weights[number].native, None, operand(out))
+            (operands,) = native_calls("linear", [operand(x), weights[number], None, operand(out)])
+            program.linear(_native.Rows.tokens, *operands)
 
-        used = min(count, max(2, 512 // rows))
-        moved = 2 * (outputs * inputs + rows * (inputs + outputs))
-        print(row(f"linear {inputs} to {outputs}", rows, [add] * used, moved, 2 * rows * outputs * inputs, False))
+        used = min(len(weights), max(2, 512 // rows))
+        moved = size + 2 * rows * (inputs + outputs)
+        compute = 2 * rows * outputs * inputs / peak_flops("int8" if scheme else "bfloat16")
+        name = f"linear {inputs} to {outputs}" + (f", {scheme}" if scheme else "")
+        print(row(name, rows, [add] * used, moved, compute, False))
     for weight in weights:
         memory.free(weight)
+
+
+def _weight(memory: MemoryBackend, outputs: int, inputs: int, scheme: str | None) -> Any:
+    """Filled, since memory that was never written lies in the cache."""
+    if scheme is None:
+        weight = memory.alloc((outputs, inputs), DType.BFLOAT16, "weights")
+        memory.upload(weight, torch.full((outputs, inputs), 0.01))
+        return weight
+    weight = memory.alloc_quantized((outputs, inputs), DType.BFLOAT16, [QuantizedRows(outputs, scheme)])
+    if scheme in ONLINE_SCHEMES:
+        memory.upload(weight, torch.full((outputs, inputs), 0.01))
+    else:
+        quant = QUANT_TYPES[scheme.upper()]
+        row_bytes = inputs // quant.block_weights * quant.block_bytes
+        memory.upload_blocks(weight, torch.full((outputs, row_bytes), 0x11, dtype=torch.uint8), scheme)
+    return weight
 
 
 def small_ops(rows: int) -> None:
@@ -107,13 +132,19 @@ def small_ops(rows: int) -> None:
 
 def main() -> None:
     platform()
-    print(f"{machine()}\nread {bandwidth(_CYCLE) / 1e9:.1f} GB/s, products {peak_flops() / 1e9:.0f} GFLOP/s\n")
+    peaks = " and ".join(f"{peak_flops(dtype) / 1e9:.0f} of {dtype}" for dtype in ("bfloat16", "int8"))
+    print(f"{machine()}\nread {bandwidth(_CYCLE) / 1e9:.1f} GB/s, products in GFLOP/s {peaks}\n")
     print("| op | rows | µs | limit, µs | share |\n|---|---|---|---|---|")
-    for outputs, inputs in ((QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)):
+    shapes = ((QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE), (VOCAB, HIDDEN))
+    for outputs, inputs in shapes:
         linear(outputs, inputs)
-    linear(VOCAB, HIDDEN)
     for rows in ROWS:
         small_ops(rows)
+    for scheme in ("int8", "q8_0", "q4_0", "q4_1"):
+        for outputs, inputs in (*shapes, WIDE):
+            linear(outputs, inputs, scheme)
+    for scheme in ("q4_k", "q5_k", "q6_k"):  # whose blocks do not divide 576
+        linear(*WIDE, scheme)
 
 
 if __name__ == "__main__":

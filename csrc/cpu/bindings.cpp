@@ -71,7 +71,7 @@ uint32_t py_read_memory(uintptr_t data, int64_t bytes) {
 }
 
 int64_t py_multiply(const std::string& dtype, int64_t rounds) {
-  const Element type = element(dtype, "dtype");
+  const Element type = dtype == "int8" ? Element::int8 : element(dtype, "dtype");
   const py::gil_scoped_release release;
   return multiply(type, rounds);
 }

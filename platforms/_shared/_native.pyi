@@ -91,7 +91,10 @@ def read_memory(data: int, bytes: int) -> int:
     """Read a buffer with all threads; its words or-ed."""
 
 def multiply(dtype: str, rounds: int) -> int:
-    """Multiply in registers, `rounds` times in each thread, by the tier's best instruction; FLOPs done in all."""
+    """Multiply in registers, `rounds` times in each thread, by the tier's best instruction; FLOPs done in all.
+
+    `dtype`: float32, bfloat16, or int8 for bytes as a quantised weight and activations are.
+    """
 
 # --- programs ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 // What a machine can do at most: reading memory, and products with everything in registers. For benchmarks.
+#include "../vec/dots.hpp"
 #include "../vec/products.hpp"
 #include "kernels.hpp"
 #include "tier.hpp"
@@ -10,7 +11,8 @@ namespace {
 constexpr int chains = lanes == 16 ? 24 : 8;  // as many sums as the linear kernel has
 
 // What keeps the compiler from folding the sums: the operand's register class by its name on each architecture.
-inline void keep(vfloat& sum) {
+template <typename Vector>
+inline void keep(Vector& sum) {
 #if defined(__x86_64__)
   asm volatile("" : "+v"(sum));
 #elif defined(__aarch64__)
@@ -22,13 +24,18 @@ inline void keep(vfloat& sum) {
 #endif
 }
 
-template <typename T>
+// Of a quantised weight and activations.
+struct Bytes : Quads {
+  static constexpr int per_word = 4;
+  static Weights weights(const uint32_t* from) { return Quads::weights(load_vector<vuint>(from)); }
+};
+
+template <typename W, typename T>
 int64_t multiply(int64_t rounds) {
-  using W = Words<T>;
   const uint32_t zeros[16] = {};
-  const T input[2] = {};
-  vfloat sums[chains] = {};
+  const T input[W::per_word] = {};
   const typename W::Weights weights = W::weights(zeros);
+  decltype(W::accumulate({}, weights, W::input(input))) sums[chains] = {};
   for (int64_t i = 0; i < rounds; ++i) {
     const typename W::Input in = W::input(input);
 #pragma GCC unroll 32
@@ -55,7 +62,8 @@ uint32_t read_words(const uint32_t* from, int64_t words) noexcept {
 }
 
 int64_t multiply_words(Element type, int64_t rounds) noexcept {
-  return (type == Element::float32 ? multiply<float> : multiply<uint16_t>)(rounds);
+  if (type == Element::int8) return multiply<Bytes, int8_t>(rounds);
+  return type == Element::float32 ? multiply<Words<float>, float>(rounds) : multiply<Words<uint16_t>, uint16_t>(rounds);
 }
 
 }  // namespace CORE_ISA
