@@ -30,12 +30,12 @@ struct Bytes : Quads {
   static Weights weights(const uint32_t* from) { return Quads::weights(load_vector<vuint>(from)); }
 };
 
-template <typename W, typename T>
+template <typename W, typename T, typename Sum>
 int64_t multiply(int64_t rounds) {
   const uint32_t zeros[16] = {};
   const T input[W::per_word] = {};
   const typename W::Weights weights = W::weights(zeros);
-  decltype(W::accumulate({}, weights, W::input(input))) sums[chains] = {};
+  Sum sums[chains] = {};
   for (int64_t i = 0; i < rounds; ++i) {
     const typename W::Input in = W::input(input);
 #pragma GCC unroll 32
@@ -62,8 +62,9 @@ uint32_t read_words(const uint32_t* from, int64_t words) noexcept {
 }
 
 int64_t multiply_words(Element type, int64_t rounds) noexcept {
-  if (type == Element::int8) return multiply<Bytes, int8_t>(rounds);
-  return type == Element::float32 ? multiply<Words<float>, float>(rounds) : multiply<Words<uint16_t>, uint16_t>(rounds);
+  if (type == Element::int8) return multiply<Bytes, int8_t, vint>(rounds);
+  if (type == Element::float32) return multiply<Words<float>, float, vfloat>(rounds);
+  return multiply<Words<uint16_t>, uint16_t, vfloat>(rounds);
 }
 
 }  // namespace CORE_ISA
