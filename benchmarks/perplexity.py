@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "none": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "int4": {"dtype": "bfloat16", "quantization": "int4"},
-    "stored": {},
+    "stored": {"quantization": "gguf"},
 }
 
 

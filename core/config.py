@@ -47,10 +47,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="type of weights and activations")
     ] = "auto"
     quantization: Annotated[
-        Literal["auto", "none", "int8", "int4"],
+        Literal["auto", "none", "gguf", "int8", "int4"],
         Meta(
-            description="how weights are kept; auto: a GGUF file's blocks as they are, where --dtype is auto; none: in "
-            "--dtype; int8, int4: quantised as they are loaded"
+            description="how weights are kept; auto: as the platform keeps that file best; none: in --dtype; gguf: in a "
+            "GGUF file's own blocks; int8, int4: quantised as they are loaded"
         ),
     ] = "auto"
     max_model_len: Annotated[
@@ -333,11 +333,16 @@ def _dtype(wanted: str, hf_config: dict[str, Any], unsaid: str) -> DType:
 
 
 def _quantization(options: Options, format: str) -> Quantization:
-    """`auto` keeps a file's blocks, unless the user asked for weights of one type or for random ones."""
-    if options.quantization != "auto":
+    """`auto` keeps a file's blocks, unless the user asked for weights of one type or for random ones, or the platform's
+    plan says otherwise."""
+    has_blocks = format == "gguf" and options.load_format != "dummy"
+    if options.quantization == "auto":
+        return "stored" if has_blocks and options.dtype == "auto" else "none"
+    if options.quantization != "gguf":
         return options.quantization
-    kept = format == "gguf" and options.dtype == "auto" and options.load_format != "dummy"
-    return "stored" if kept else "none"
+    if not has_blocks:
+        raise ConfigError("--quantization", "gguf keeps the blocks of a GGUF file, and these weights come from none")
+    return "stored"
 
 
 def _chat_template(option: str | None) -> str | None:

@@ -106,6 +106,14 @@ def test_an_option_may_take_more_values_not_fewer() -> None:
     assert api_lock.compare({"m.kind": less}, {"m.kind": more.replace("= 'a'", "= 'c'")}).least((1, 3)) == (2, 0)
 
 
+def test_what_an_option_says_of_itself_may_change() -> None:
+    line = """Annotated[int, Meta(ge=1, description='a b')] = 1"""
+    for text in ("'c'", """"it's \\" (c)\"""", "''"):
+        changed = line.replace("'a b'", text)
+        assert api_lock.compare({"m.kind": line}, {"m.kind": changed}).least((1, 3)) == (1, 3)
+        assert api_lock.compare({"m.kind": line}, {"m.kind": changed.replace("ge=1", "ge=0")}).breaking
+
+
 def test_a_lock_survives_being_written() -> None:
     now = api_lock.current()
     assert api_lock.read(api_lock.write(*now)) == now

@@ -188,10 +188,12 @@ def _plan_quantization(plan: Plan, schemes: tuple[str, ...]) -> Plan:
     model = plan.config.model
     if model.quantization in ("none", *schemes):
         return plan
-    if model.quantization != "stored":
+    has_blocks = bool(set(schemes) - set(ONLINE_SCHEMES))
+    wanted = plan.config.options.quantization
+    if model.quantization != "stored" or (wanted == "gguf" and not has_blocks):
         has = f"has {', '.join(schemes)}" if schemes else "keeps no quantised weights"
-        raise Unsupported(f"--quantization {model.quantization}", f"this platform {has}")
-    if set(schemes) - set(ONLINE_SCHEMES):
+        raise Unsupported(f"--quantization {wanted}", f"this platform {has}")
+    if has_blocks:
         reason = (
             f"the file's blocks are kept as they are where the platform has their type; activations are {model.dtype}"
         )

@@ -59,6 +59,18 @@ def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, stored: str, expected: str,
     assert reasons == [] if reason is None else reason in reasons[0]
 
 
+@pytest.mark.parametrize(("wanted", "expected"), [("auto", "none"), ("gguf", "stored")])
+def test_a_files_blocks_are_kept_if_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
+) -> None:
+    given = config("bfloat16", quantization=wanted)
+    given = msgspec.structs.replace(given, model=msgspec.structs.replace(given.model, quantization="stored"))
+    plan = platform(monkeypatch).plan(given)
+    assert plan.config.model.quantization == expected
+    reasons = [override.reason for override in plan.overrides if override.option == "quantization"]
+    assert reasons == [] if wanted == "gguf" else "--quantization gguf" in reasons[0]
+
+
 def test_what_the_user_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     given = config("bfloat16", dtype="bfloat16", kv_cache_dtype="float32")
     given = msgspec.structs.replace(given, cache=msgspec.structs.replace(given.cache, memory_bytes=GIB))

@@ -74,6 +74,11 @@ def test_a_float_model_is_quantised_as_it_loads(
     assert len(answers[scheme]) == GREEDY.max_tokens
 
 
+def test_a_float_model_has_no_blocks(tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="--quantization: gguf keeps the blocks of a GGUF file"):
+        planned(str(tiny_model("llama")), quantization="gguf")
+
+
 def test_a_float_model_is_not_quantised_unasked(tiny_model: Callable[[str], Path], declare: Declare) -> None:
     declare(*SCHEMES)
     assert planned(str(tiny_model("llama"))) == ("none", ())
@@ -96,6 +101,22 @@ class TestGGUF:
         quantization, (override,) = planned(demo_model)
         assert quantization == override.value == "none"
         assert override.reason == "this platform keeps no GGUF blocks: the weights become float32"
+
+    def test_which_is_an_error_if_they_are_asked_for(self, demo_model: str, declare: Declare) -> None:
+        declare("int8")
+        with pytest.raises(Unsupported, match=r"--quantization gguf .*this platform has int8"):
+            planned(demo_model, quantization="gguf")
+
+    @pytest.mark.parametrize("dtype", ["auto", "float32"])
+    def test_they_are_kept_in_every_dtype_if_they_are_asked_for(
+        self, demo_model: str, declare: Declare, dtype: str
+    ) -> None:
+        declare(*SCHEMES)
+        assert planned(demo_model, quantization="gguf", dtype=dtype)[0] == "stored"
+
+    def test_random_weights_have_none(self, demo_model: str) -> None:
+        with pytest.raises(ConfigError, match="--quantization: gguf keeps the blocks of a GGUF file"):
+            planned(demo_model, quantization="gguf", load_format="dummy")
 
     def test_or_if_another_scheme_is_wanted(self, demo_model: str, declare: Declare) -> None:
         declare(*SCHEMES)

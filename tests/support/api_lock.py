@@ -49,6 +49,8 @@ PUBLIC = (
 #: What may gain members without a new version: a user's flags, which a plugin may read and need not know.
 GROWS_FREELY = ("core.config.Options.",)
 
+#: What an option says of itself: text, which may change.
+_DESCRIPTION = re.compile(r"""(?<=description=)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _LITERAL = re.compile(r"Literal\[(?P<members>[^\]]*)\]")
 
 Version = tuple[int, int]
@@ -139,6 +141,7 @@ def compare(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
     A tuple of constants that has more of them at its end only adds: what a plugin took from it is still there. So does an
     option that may have more values.
     """
+    old, new = ({name: _DESCRIPTION.sub("''", line) for name, line in lines.items()} for lines in (old, new))
     breaking = [f"- {name} {old[name]}" for name in sorted(old.keys() - new.keys())]
     adding = []
     for name in sorted(old.keys() & new.keys()):

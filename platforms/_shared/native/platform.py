@@ -31,6 +31,9 @@ from platforms._shared.native.memory import CpuMemory
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
 
+_DEQUANTIZED = (
+    "products on a file's own blocks round the activations to 8 bits; --quantization gguf keeps the blocks all the same"
+)
 _NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
 
 
@@ -95,6 +98,10 @@ class HostPlatform(Platform):
     def plan(self, config: Config) -> Plan:
         """Settle the element types and the size of the KV cache. Raises Unsupported, ConfigError."""
         dtype, overrides = self._dtype(config)
+        quantization = config.model.quantization
+        if quantization == "stored" and config.options.quantization == "auto":
+            quantization = "none"
+            overrides.append(Override(option="quantization", value=quantization, reason=_DEQUANTIZED))
         kv_dtype = self._kv_dtype(config, dtype)
         memory_bytes = config.cache.memory_bytes
         if memory_bytes is None:
@@ -113,7 +120,7 @@ class HostPlatform(Platform):
             )
         planned = msgspec.structs.replace(
             config,
-            model=msgspec.structs.replace(config.model, dtype=dtype),
+            model=msgspec.structs.replace(config.model, dtype=dtype, quantization=quantization),
             cache=msgspec.structs.replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
         )
         return Plan(config=planned, overrides=tuple(overrides))
