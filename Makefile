@@ -20,7 +20,7 @@ NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -pri
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-cross test-sanitize simulate-faults lint api-lock docs support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize simulate-faults lint api-lock docs support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -29,13 +29,16 @@ serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (A
 	@$(BIN)/core serve $(ARGS)
 
 test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
-	@$(BIN)/python -m pytest -m "not plugins" $(ARGS)
+	@$(BIN)/python -m pytest -m "not plugins and not deploy" $(ARGS)
 
 test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
 	@$(BIN)/python -m pytest tests/packaging/test_plugins.py -m plugins $(ARGS)
 
+test-deploy: $(VENV)/.core $(VENV)/.dev $(VENV)/.deploy  ## test examples/online_serving, docker/ and the site with the real tools (nginx and prometheus are needed)
+	@$(BIN)/python -m pytest tests/deploy -m deploy $(ARGS)
+
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
-	@$(BIN)/python -m pytest -m "not slow and not plugins" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy" $(ARGS)
 
 test-cross:  ## test the kernels for ARM and POWER under emulation (needs g++-aarch64-linux-gnu, g++-powerpc64le-linux-gnu, qemu-user)
 	@$(PYTHON) csrc/cpu/tests/run.py aarch64 ppc64le
@@ -110,6 +113,10 @@ $(VENV)/.dev: $(VENV)/.python requirements/dev.txt $(CONSTRAINTS)
 
 $(VENV)/.plugins: $(VENV)/.python requirements/plugins.txt
 	@$(PIP) install --no-deps -r requirements/plugins.txt
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.python requirements/deploy.txt
+	@$(PIP) install --no-deps -r requirements/deploy.txt
 	@touch $@
 
 $(VENV)/.native-warnings: $(VENV)/.dev $(NATIVE)

@@ -125,14 +125,14 @@ def until(condition: Callable[[], bool], seconds: float = _SECONDS) -> None:
 
 
 @contextmanager
-def real_server(*arguments: str, command: str = CORE) -> Iterator[RealServer]:
-    """A server started by `command`, ended with `end` unless the test has ended it."""
+def real_server(*arguments: str, command: str = CORE, port: int = 0) -> Iterator[RealServer]:
+    """A server started by `command`, ended with `end` unless the test has ended it. Port 0 is any free one."""
     with tempfile.TemporaryDirectory(prefix="t") as base:
         directory, log = Path(base, "tmp"), Path(base, "log")
         directory.mkdir()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [command, "serve", *arguments, "--port", "0"],
+                [command, "serve", *arguments, "--port", str(port)],
                 stdin=subprocess.DEVNULL,
                 stderr=output,
                 env={**os.environ, "TMPDIR": str(directory)},
