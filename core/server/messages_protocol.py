@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest
+from core.server.forms import JsonSchema, ResponseFormat
 from core.server.protocol import ChatRequest, Message, PositiveInt, Request, TextPart
 from core.server.tools import FunctionCall, Name, ToolCall, ToolChoice
 from core.types import MAX_STOP_STRINGS
@@ -160,6 +161,23 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return "required" if self.type == "any" else self.type
 
 
+# --- the form of the answer ----------------------------------------------------------------------------------
+
+
+class OutputFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer is to be like."""
+
+    format: OutputFormat | None = None
+    effort: str | None = None  # a model makes as much of it as it makes: the answer's headers say so
+
+
 # --- requests ------------------------------------------------------------------------------------------------
 
 
@@ -172,12 +190,12 @@ class CountTokensRequest(Request, kw_only=True):
     tool_choice: Choice | None = None
     thinking: dict[str, Any] | None = None  # a model thinks as its template has it: the answer's headers say so
     cache_control: dict[str, Any] | None = None  # every prefix is cached
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # as it was spelt in the beta
     # not implemented
     container: Any = None
     context_management: Any = None
     mcp_servers: list[Any] | None = None
-    output_config: dict[str, Any] | None = None
-    output_format: Any = None
 
     def chat(self) -> ChatRequest:
         """The same as a chat; an assistant's turn at the end is the beginning of the answer. Raises InvalidRequest."""
@@ -196,12 +214,30 @@ class CountTokensRequest(Request, kw_only=True):
             tools=[tool.function() for tool in self.tools or ()] or None,
             tool_choice=choice.choice(),
             parallel_tool_calls=not choice.disable_parallel_tool_use,
+            response_format=self._response_format(),
         )
+
+    @property
+    def format_field(self) -> str:
+        """Where the form of the answer stands."""
+        return "output_format" if self.output_format is not None else "output_config.format"
 
     def unenforced(self) -> list[str]:
         """The fields that ask for what is not kept to."""
         strict = [f"tools[{index}].strict" for index, tool in enumerate(self.tools or ()) if tool.strict]
-        return strict + [name for name in ("thinking", "output_config") if getattr(self, name)]
+        effort = self.output_config is not None and self.output_config.effort is not None
+        return strict + ["thinking"] * bool(self.thinking) + ["output_config.effort"] * effort
+
+    def _response_format(self) -> ResponseFormat | None:
+        """Anthropic's are strict: a schema that cannot be enforced is refused."""
+        given = [self.output_config.format] if self.output_config is not None else []
+        formats = [form for form in (*given, self.output_format) if form is not None]
+        if len(formats) > 1:
+            message = "output_format: output_config.format says it already; give one of them"
+            raise InvalidRequest(message, param="output_format")
+        if not formats:
+            return None
+        return ResponseFormat(type="json_schema", json_schema=JsonSchema(schema=formats[0].schema, strict=True))
 
     def _system(self) -> str | list[TextPart]:
         if isinstance(self.system, list):
@@ -210,8 +246,6 @@ class CountTokensRequest(Request, kw_only=True):
 
     def _refuse(self) -> None:
         absent = {name: getattr(self, name) for name in ("container", "context_management", "mcp_servers")}
-        absent["output_format"] = self.output_format
-        absent["output_config.format"] = (self.output_config or {}).get("format")
         for name, value in absent.items():
             if value:
                 message = f"{name}: this version does not implement it; leave the field out"

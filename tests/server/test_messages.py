@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
+import pydantic
 import pytest
 from anthropic_sdk import AnthropicSDK
 from plain_http import post, send
@@ -147,6 +148,34 @@ def test_what_is_not_kept_to_is_named(tooled: Any) -> None:
     assert status == 200 and headers["x-core-ignored-fields"] == "zzz, tools%5B0%5D.strict, thinking"
 
 
+# --- an answer of a given form -------------------------------------------------------------------------------
+
+
+class Weather(pydantic.BaseModel):
+    city: str
+    degrees: int
+
+
+def test_the_sdk_parses_what_it_asked_for(server: Any) -> None:
+    server.engine.answer = '{"city": "Rome", "degrees": 21}'
+    fields: dict[str, Any] = {**SAY, "model": "fake/model", "max_tokens": 100}
+    rome = Weather(city="Rome", degrees=21)
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        assert client.messages.parse(**fields, output_format=Weather).parsed_output == rome
+        with client.messages.stream(**fields, output_format=Weather) as stream:
+            assert stream.get_final_message().parsed_output == rome
+        assert client.beta.messages.parse(**fields, output_format=Weather).parsed_output == rome
+    forms = [request.params.structured_outputs for request in server.engine.requests]
+    assert len(forms) == 3 and len(set(map(str, forms))) == 1
+    assert forms[0].strict and forms[0].json["required"] == ["city", "degrees"]
+
+
+def test_effort_is_not_kept_to(server: Any) -> None:
+    status, headers, _ = post(server.url, MESSAGES, {**SAY, "output_config": {"effort": "high"}})
+    assert status == 200 and headers["x-core-ignored-fields"] == "output_config.effort"
+    assert server.engine.requests[0].params.structured_outputs is None
+
+
 # --- what is refused -----------------------------------------------------------------------------------------
 
 
@@ -154,6 +183,7 @@ def said(*blocks: dict, role: str = "user") -> dict:
     return {"messages": [{"role": role, "content": list(blocks)}]}
 
 
+FORMAT = {"type": "json_schema", "schema": {"type": "object", "if": {}}}
 RESULT = {"type": "tool_result", "tool_use_id": "a"}
 USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 
@@ -177,8 +207,12 @@ USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
         ({"tools": [WEATHER]}, ["tools: ", "--tool-call-parser"]),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, ["tools[0]."]),
         ({"tool_choice": {"type": "auto", "name": 5}}, ["tool_choice.name: ", "got int"]),
-        ({"output_format": {"type": "json_schema"}}, ["output_format: ", "not implement"]),
-        ({"output_config": {"format": {"type": "json_schema"}}}, ["output_config.format: ", "not implement"]),
+        ({"output_format": {"type": "json_schema"}}, ["output_format.schema: ", "required"]),
+        ({"output_config": {"format": {"type": "xml"}}}, ["output_config.format.type: ", "'xml'"]),
+        (
+            {"output_format": FORMAT, "output_config": {"format": FORMAT}},
+            ["output_format: output_config.format says it already"],
+        ),
         ({"mcp_servers": [{}]}, ["mcp_servers: ", "not implement"]),
         ({"sytem": "a"}, ["sytem: ", "'system'"]),
     ],
@@ -200,6 +234,8 @@ def test_refused_by_name(server: Any, route: str, fields: dict, words: list[str]
         ({"stop_sequences": [""]}, ["stop_sequences[0]: "]),
         ({"stop_sequences": ["a"] * 17}, ["stop_sequences: "]),
         ({"messages": [{"role": "user", "content": "a b " * 300}]}, ["messages: ", "512"]),
+        ({"output_config": {"format": FORMAT}}, ["output_config.format: ", '"if"']),
+        ({"output_format": FORMAT}, ["output_format: ", '"if"']),
     ],
 )
 def test_refused_where_tokens_are_chosen(server: Any, fields: dict, words: list[str]) -> None:

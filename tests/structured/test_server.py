@@ -6,6 +6,7 @@ import enum
 import re
 from collections.abc import Iterator
 
+import anthropic
 import openai
 import pydantic
 import pytest
@@ -61,6 +62,12 @@ def test_parse_gives_the_model_that_was_asked_for(client: openai.OpenAI, server:
 def test_responses_parse_too(client: openai.OpenAI, server: RealServer) -> None:
     parsed = client.responses.parse(model=server.model, input="Weather?", text_format=Weather)
     assert isinstance(parsed.output_parsed, Weather)
+
+
+def test_messages_parse_too(server: RealServer) -> None:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        parsed = client.messages.parse(model=server.model, messages=ASK, max_tokens=400, output_format=Weather)
+    assert isinstance(parsed.parsed_output, Weather)
 
 
 @pytest.mark.parametrize("several", [True, False])

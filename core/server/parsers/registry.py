@@ -24,6 +24,8 @@ _BUILT_IN = {
     "tool_parsers": {
         "hermes": "core.server.parsers.hermes:HermesToolParser",
         "llama3_json": "core.server.parsers.llama3_json:Llama3JsonToolParser",
+        "mistral": "core.server.parsers.mistral:MistralToolParser",
+        "pythonic": "core.server.parsers.pythonic:PythonicToolParser",
     },
 }
 

@@ -25,7 +25,8 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     body = await read(request, MessagesRequest)
     request[IGNORED_FIELDS].extend(body.unenforced())
     state, chat = request.app[STATE], body.chat()
-    generation, form = await admit_chat(state, chat, _tools(state, chat), prefix="msg")
+    tools = _tools(state, chat)
+    generation, form = await admit_chat(state, chat, tools, prefix="msg", format_field=body.format_field)
     request[GENERATION] = generation
     message = MessageFormat(generation, form)
     if body.stream:

@@ -15,6 +15,8 @@ from core.server.parsers.answer import AnswerParser
 from core.server.parsers.base import ArgumentsDelta, ContentDelta, Event, ParserContext, ReasoningDelta, ToolCallStart
 from core.server.parsers.hermes import HermesToolParser
 from core.server.parsers.llama3_json import Llama3JsonToolParser
+from core.server.parsers.mistral import MistralToolParser
+from core.server.parsers.pythonic import PythonicToolParser
 from core.server.parsers.thinking import DeepSeekR1ReasoningParser, Qwen3ReasoningParser
 
 TOOLS = tuple({"type": "function", "function": {"name": name}} for name in ("get_weather", "add"))
@@ -56,6 +58,14 @@ def llama() -> AnswerParser:
     return AnswerParser(None, Llama3JsonToolParser(ParserContext(tools=TOOLS)))
 
 
+def mistral() -> AnswerParser:
+    return AnswerParser(None, MistralToolParser(ParserContext(tools=TOOLS)))
+
+
+def pythonic() -> AnswerParser:
+    return AnswerParser(None, PythonicToolParser(ParserContext(tools=TOOLS)))
+
+
 def qwen3(**context: Any) -> AnswerParser:
     return AnswerParser(Qwen3ReasoningParser(ParserContext(**context)), None)
 
@@ -74,10 +84,12 @@ def qwen3_with_hermes() -> AnswerParser:
 FRAGMENTS = (
     "<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>", CALL, ADD, ";", "\n", " ", "{", "}", "[", "]",
     '"', "\\", ':', "<", "text", "1", '{"name": "add", "parameters": {}}', '{"name": "no_tool", "arguments": {}}',
+    "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", f"[{CALL}, {ADD}]", "add", "{}", ",", "add(", ")", "add(a=1)", "a=", "'", "(",
+    "[add(b=[2, {'c': '}'}], d=-1.5), get_weather()]",
     '{"name": "add", "arguments": {"a": "</tool_call>"}}', '{"name": "add", "arguments": []}', '{"a": "\\"}\\\\"}',
 )  # fmt: skip
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=8).map("".join)
-makers = st.sampled_from([hermes, llama, qwen3, deepseek_r1, qwen3_with_hermes])
+makers = st.sampled_from([hermes, llama, mistral, pythonic, qwen3, deepseek_r1, qwen3_with_hermes])
 
 
 def cut(text: str, places: Sequence[int]) -> list[str]:
@@ -92,7 +104,7 @@ def test_where_a_text_is_cut_changes_nothing(text: str, make: Callable[[], Answe
     assert parsed(make(), list(text)) == whole
 
 
-@given(text=texts, make=st.sampled_from([hermes, llama]))
+@given(text=texts, make=st.sampled_from([hermes, llama, mistral, pythonic]))
 def test_what_is_no_call_is_content_as_it_stands(text: str, make: Callable[[], AnswerParser]) -> None:
     _, content, calls = parsed(make(), [text])
     if not calls:
@@ -214,6 +226,109 @@ LLAMA_CALL = '{"name": "add", "parameters": {"a": 1}}'
 )
 def test_llama3_json(text: str, content: str, calls: list[tuple[str, str]]) -> None:
     assert parsed(llama(), [text]) == ("", content, calls)
+
+
+# --- Mistral -------------------------------------------------------------------------------------------------
+
+CALLS = "[TOOL_CALLS]"
+SUM = ("add", '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (f"{CALLS} [{CALL}]", "", [WEATHER]),
+        (f"{CALLS}[{CALL}, {CALL} ]\n", "", [WEATHER, WEATHER]),
+        (f'{CALLS}add{{"a": 1}}', "", [SUM]),
+        (f'{CALLS}add{{"a": 1}}{CALLS}get_weather[ARGS]{{"city": "Zürich"}}', "", [SUM, WEATHER]),
+        (f'{CALLS}add[CALL_ID]0a1b2c3d4[ARGS]{{"a": 1}}', "", [SUM]),
+        (f'I look. {CALLS} add {{"a": 1}} Done.', "I look.  Done.", [SUM]),
+        (f"{CALLS}[{CALL}", "", [WEATHER]),
+        (f"{CALLS}[{CALL}, ", ", ", [WEATHER]),
+        (f"{CALLS}[{CALL[:-1]}", f"{CALLS}[{CALL[:-1]}", []),
+        (f"{CALLS}add{{1}}", f"{CALLS}add{{1}}", []),
+        (f"{CALLS}no name {{}}", f"{CALLS}no name {{}}", []),
+        (f"{CALLS}[]", f"{CALLS}[]", []),
+        (f'{CALLS}oops {CALLS}add{{"a": 1}}', f"{CALLS}oops ", [SUM]),
+        (f"{CALLS}{'x' * 300}{{}}", f"{CALLS}{'x' * 300}{{}}", []),
+        (f"{CALLS}add", f"{CALLS}add", []),
+        ("[TOOL_", "[TOOL_", []),
+    ],
+)
+def test_mistral(text: str, content: str, calls: list[tuple[str, str]]) -> None:
+    assert parsed(mistral(), [text]) == ("", content, calls)
+    assert parsed(mistral(), list(text)) == ("", content, calls)
+
+
+def test_ids_that_mistrals_templates_take() -> None:
+    given = list(MistralToolParser(ParserContext(tools=TOOLS)).feed(f"{CALLS}add[CALL_ID]0a1b2c3d4[ARGS]{{}}"))
+    assert isinstance(given[0], ToolCallStart) and given[0].id == "0a1b2c3d4"
+    (start, _) = MistralToolParser(ParserContext(tools=TOOLS)).feed(f"{CALLS}add{{}}")
+    assert isinstance(start, ToolCallStart) and len(start.id) == 9 and start.id.isalnum()
+
+
+# --- Python ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ('[get_weather(city="Zürich")]', "", [WEATHER]),
+        (" [ add ( a = 1 )]", " [ add ( a = 1 )]", []),
+        ("[add(a=1), get_weather(city='Zürich'),]\n", "", [SUM, WEATHER]),
+        ("[add(a=1)] and so on", " and so on", [SUM]),
+        ("[add(a=1)", "", [SUM]),
+        ("[add()]", "", [("add", "{}")]),
+        ("[add(a=[-1, 2.5, (True, null)], b={'c': {}, 'd': ')'})]", "",
+         [("add", '{"a": [-1, 2.5, [true, null]], "b": {"c": {}, "d": ")"}}')]),
+        (r"[add(a='it\'s \d \u00fc')]", "", [("add", '{"a": "it\'s \\\\d ü"}')]),
+        ("[1, 2]", "[1, 2]", []),
+        ("[drop(a=1)]", "[drop(a=1)]", []),
+        ("add(a=1)", "add(a=1)", []),
+        ("[add(1)]", "[add(1)]", []),
+        ("[add(**{'a': 1})]", "[add(**{'a': 1})]", []),
+        ("[add(a=1, a=2)]", "[add(a=1, a=2)]", []),
+        ("[add(a=print())]", "[add(a=print())]", []),
+        ("[add(a=b'1')]", "[add(a=b'1')]", []),
+        ("[add(a=1e999)]", "[add(a=1e999)]", []),
+        ("[add(a={1: 2})]", "[add(a={1: 2})]", []),
+        (r"[add(a='\ud800')]", r"[add(a='\ud800')]", []),
+        ("[add(a=1", "[add(a=1", []),
+        ("[add(a=1), add(b=)]", ", add(b=)]", [SUM]),
+    ],
+)  # fmt: skip
+def test_pythonic(text: str, content: str, calls: list[tuple[str, str]]) -> None:
+    assert parsed(pythonic(), [text]) == ("", content, calls)
+    assert parsed(pythonic(), list(text)) == ("", content, calls)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[" * 40 + "]" * 40, "-" * 60_000 + "1", "9" * 10_000, "1" + "+1" * 30_000, "'" + "x" * 70_000 + "'", "f'{1}'",
+     "a" + ".b" * 20_000, "not " * 15_000 + "1", "lambda: " * 8_000 + "1"],
+)  # fmt: skip
+def test_hostile_python_is_text(value: str) -> None:
+    text = f"[add(a={value})]"
+    assert parsed(pythonic(), [text]) == ("", text, [])
+
+
+@given(st.data())
+def test_pythonic_tells_any_literals(data: st.DataObject) -> None:
+    values = st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=6,
+    )
+    names = st.sampled_from(["a", "b", "city", "ü"])
+    given_ = data.draw(st.lists(st.dictionaries(names, values, max_size=3), min_size=1, max_size=3))
+    written = [f"add({', '.join(f'{name}={value!r}' for name, value in arguments.items())})" for arguments in given_]
+    text = f"[{', '.join(written)}]"
+    _, content, calls = parsed(pythonic(), cut(text, data.draw(st.lists(st.integers(0, 500), max_size=5))))
+    assert content == "" and [json.loads(arguments) for _, arguments in calls] == given_
 
 
 # --- reasoning -----------------------------------------------------------------------------------------------

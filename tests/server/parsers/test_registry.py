@@ -55,7 +55,7 @@ def test_none_is_chosen_unless_named() -> None:
     ("options", "words"),
     [
         ({"tool_call_parser": "herms"}, "--tool-call-parser: there is no parser 'herms'; did you mean 'hermes'"),
-        ({"tool_call_parser": "zzz"}, "(there are: hermes, llama3_json, mine)"),
+        ({"tool_call_parser": "zzz"}, "(there are: hermes, llama3_json, mine, mistral, pythonic)"),
         (
             {"reasoning_parser": "hermes"},
             "--reasoning-parser: there is no parser 'hermes' (there are: deepseek_r1, qwen3)",
