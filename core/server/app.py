@@ -20,6 +20,7 @@ from core.server.cors import CrossOrigin
 from core.server.errors import add_headers, errors_middleware
 from core.server.keys import KeyRing
 from core.server.limits import key_limits, limiter
+from core.server.malformed_http import Runner
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.paths import ROOT_PATH, rooted
@@ -65,9 +66,9 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     return app
 
 
-def app_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> web.AppRunner:
+def app_runner(app: web.Application, *, shutdown_timeout: float = 60.0) -> Runner:
     """What serves the application: a client that leaves ends its request, and one that says nothing its connection."""
-    return web.AppRunner(
+    return Runner(
         app,
         access_log=None,
         handler_cancellation=True,

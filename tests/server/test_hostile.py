@@ -136,6 +136,33 @@ def test_garbage_is_refused_or_dropped(server: Any, garbage: bytes) -> None:
         while received := client.recv(1 << 16):
             answer += received
         assert not answer or 400 <= status_of(answer) < 500, answer[:200]
+        assert not answer or error_in(answer)["type"] == "invalid_request_error"
+
+
+def error_in(answer: bytes) -> dict[str, Any]:
+    """The error of the last of the answers, which must be in the shape of all others, under an id."""
+    start, _, body = answer[answer.rindex(b"HTTP/1.") :].partition(b"\r\n\r\n")
+    assert b"\r\nX-Request-Id: " in start and b"\r\nContent-Type: application/json" in start
+    error: dict[str, Any] = json.loads(body)["error"]
+    return error
+
+
+def test_what_is_not_http_is_refused_in_the_shape_of_all_errors(server: Any) -> None:
+    with connect(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n")
+        answer = client.recv(1 << 16)
+    error = error_in(answer)
+    assert status_of(answer) == 400 and error.keys() == {"message", "type", "param", "code"}
+    assert error["code"] == "malformed_http" and "Content-Length" in error["message"]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/messages", "/nowhere"])
+def test_an_expectation_that_nobody_can_meet(server: Any, path: str) -> None:
+    with connect(server) as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\nContent-Length: 2\r\n\r\n".encode())
+        answer = client.recv(1 << 16)
+    assert status_of(answer) == 417 and "wonders" in error_in(answer)["message"]
+    assert (b'"type":"error"' in answer) == (path == "/v1/messages")
 
 
 def test_requests_in_a_pipeline_are_answered_and_then_the_garbage_is_refused(server: Any) -> None:
