@@ -11,14 +11,18 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import ConfigError
 from core.extensions import NO_EXTENSIONS, Extension, Extensions
+from core.pooling import Convert, PoolerConfig, Runner, longest_prompt, pooler_of, usual_prompt
 from core.types import SAMPLING_FEATURES, DType
+
+if TYPE_CHECKING:
+    from core.weights.source import ModelInfo
 
 GIB = 1 << 30
 
@@ -59,6 +63,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes")
     ] = "auto"
+    hf_overrides: Annotated[
+        str | None, Meta(description="""JSON that replaces fields of config.json, like {"is_matryoshka": true}""")
+    ] = None
+    runner: Annotated[
+        Runner, Meta(description="generate gives tokens, pooling vectors or scores; auto: what the model is made for")
+    ] = "auto"
+    convert: Annotated[
+        Convert, Meta(description="embed: let a model that generates give embeddings; auto: with --runner pooling")
+    ] = "auto"
+    pooler_config: Annotated[
+        str | None,
+        Meta(description="""JSON: pooling_type MEAN, LAST or CLS, normalize true or false; default: the model's"""),
+    ] = None
     seed: Annotated[int, Meta(ge=0, description="seed of everything that has none of its own")] = 0
 
     # platform
@@ -139,6 +156,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["auto", "dummy"] = "auto"
     fingerprint: str = ""  # identity of the weights: part of every block hash
     quantization: Quantization = "none"
+    pooler: PoolerConfig | None = None  # None: it generates
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,6 +236,14 @@ def parse_options(given: dict[str, Any]) -> Options:
         raise ConfigError(path.rstrip("`") or "options", message) from error
 
 
+def parse_object(option: str, text: str | None) -> dict[str, Any]:
+    """A JSON object, empty where none is given. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any]) if text is not None else {}
+    except msgspec.MsgspecError as error:
+        raise ConfigError(option, f"is not a JSON object: {error}") from error
+
+
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -259,10 +285,11 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
 
     name = model if model is not None else source.default_model()
     found = source.locate(name, revision=options.revision, weights=options.load_format != "dummy")
-    info = source.read_info(found)
+    info = source.read_info(found, overrides=parse_object("--hf-overrides", options.hf_overrides))
     quantized.quantization_scheme(info.hf_config, extensions.quantization_schemes)
-    longest = int(info.hf_config.get("max_position_embeddings") or 2048)
-    max_model_len = options.max_model_len or longest
+    pooler = _pooler(options, info, found.path, extensions)
+    longest = longest_prompt(info.architecture, info.hf_config)
+    max_model_len = options.max_model_len or min(longest, (pooler and usual_prompt(found.path)) or longest)
     if max_model_len > longest:
         raise ConfigError("max_model_len", f"{max_model_len} is more than the {longest} positions this model knows")
     dtype = _dtype(options.dtype, info.hf_config, "bfloat16" if info.format == "gguf" else "float32")
@@ -284,15 +311,16 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
             load_format=options.load_format,
             fingerprint=info.fingerprint,
             quantization=_quantization(options, info.format),
+            pooler=pooler,
         ),
         cache=CacheConfig(
             block_size=options.block_size or 16,
             dtype=dtype if options.kv_cache_dtype == "auto" else DType(options.kv_cache_dtype),
             memory_bytes=parse_bytes("--kv-cache-memory", options.kv_cache_memory) if options.kv_cache_memory else None,
-            enable_prefix_caching=options.enable_prefix_caching,
+            enable_prefix_caching=options.enable_prefix_caching and not (pooler and pooler.whole),
             connector=extensions.kv_connectors[options.kv_connector] if options.kv_connector else None,
         ),
-        scheduler=_scheduler(options, max_model_len),
+        scheduler=_scheduler(options, max_model_len, chunked=not (pooler and pooler.whole)),
         platform=PlatformConfig(op_fallback=options.op_fallback, compile=options.compile),
         parallel=ParallelConfig(tensor=options.tensor_parallel_size, pipeline=options.pipeline_parallel_size),
         extensions=extensions,
@@ -306,20 +334,33 @@ def _check_names(flag: str, names: Iterable[str], known: Mapping[str, Extension]
             raise ConfigError(flag, f"there is no {name!r}{nearest(name, list(known))} ({listed})")
 
 
-def _scheduler(options: Options, max_model_len: int) -> SchedulerConfig:
-    """A step has room for a token of every request, and without chunked prefill for the longest prompt."""
+def _pooler(options: Options, info: ModelInfo, path: Path, extensions: Extensions) -> PoolerConfig | None:
+    return pooler_of(
+        info.architecture,
+        info.hf_config,
+        path,
+        runner=options.runner,
+        convert=options.convert,
+        given=options.pooler_config,
+        generates=info.architecture in extensions.models,
+    )
+
+
+def _scheduler(options: Options, max_model_len: int, *, chunked: bool) -> SchedulerConfig:
+    """A step has room for a token of every request, and where prompts are not `chunked` for the longest of them."""
     seqs = options.max_num_seqs or 64
-    least = seqs if options.enable_chunked_prefill else max(seqs, max_model_len)
+    chunked = chunked and options.enable_chunked_prefill
+    least = seqs if chunked else max(seqs, max_model_len)
     tokens = options.max_num_batched_tokens or max(512, least)
     if tokens < least:
-        why = "--max-num-seqs" if tokens < seqs else "the longest prompt, which --no-enable-chunked-prefill keeps whole"
+        why = "--max-num-seqs" if tokens < seqs else "the longest prompt, which is computed in one step"
         raise ConfigError("--max-num-batched-tokens", f"{tokens} is less than the {least} of {why}")
     return SchedulerConfig(
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         max_model_len=max_model_len,
         policy=options.scheduling_policy,
-        enable_chunked_prefill=options.enable_chunked_prefill,
+        enable_chunked_prefill=chunked,
         max_queued_requests=options.max_queued_requests,
     )
 

@@ -22,6 +22,8 @@ from core.config import parse_options, resolve
 from core.engine.core import Engine
 from core.engine.input import InputProcessor
 from core.engine.output import Choice
+from core.engine.pooling import PoolingInput
+from core.engine.scoring import Scoring, text_pairs, vector_of
 from core.errors import ConfigError, InvalidRequest
 from core.logs import get_logger
 from core.platform import MemoryPlan, Plan
@@ -55,6 +57,14 @@ class RequestOutput(msgspec.Struct):
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, where asked for
+
+
+class PoolingOutput(msgspec.Struct):
+    """One prompt and its vector."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    vector: list[float]
 
 
 class LLM:
@@ -115,6 +125,49 @@ class LLM:
         ]
         return self._run(prompts, params, None, progress, add_special_tokens=False)
 
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        activate: bool | None = None,
+        truncate_prompt_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> list[PoolingOutput]:
+        """What a model that pools makes of each prompt: an embedding, or a classifier's scores.
+
+        `activate`: whether embeddings are normalised, or scores made probabilities; None: as the model wants it. Raises
+        InvalidRequest before anything runs.
+        """
+        pooling = PoolingInput(self._engine.config, self._tokenizer)
+        params = pooling.params(dimensions=dimensions, activate=activate)
+        encoded = [pooling.encode(each, keep=truncate_prompt_tokens) for each in _prompt_list(prompts)]
+        return self._pool([pooling.request(ids, params, request_id=self._name()) for ids in encoded], progress)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[PoolingOutput]:
+        """The embedding of each prompt, with the options of `encode`. Raises InvalidRequest for a model that has none."""
+        pooling = PoolingInput(self._engine.config, self._tokenizer)
+        if pooling.pooler.task != "embed":
+            raise InvalidRequest("this model classifies; use score, or encode for its scores", param="model")
+        return self.encode(prompts, **options)
+
+    def score(
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> list[float]:
+        """How well each document answers its query; one query stands for all documents.
+
+        A cross-encoder reads both together; of an embedding model it is the cosine of their vectors.
+        """
+        pairs = text_pairs(queries, documents)
+        scoring = Scoring(self._engine.config, self._tokenizer, keep=truncate_prompt_tokens)
+        requests = scoring.requests(pairs, lambda index: self._name())
+        return scoring.scores(pairs, [each.vector for each in self._pool(requests, progress)])
+
     def close(self) -> None:
         """Free the model. The object cannot be used after."""
         self._engine.shutdown()
@@ -128,6 +181,22 @@ class LLM:
         self.close()
 
     # --- running ---
+
+    def _name(self) -> str:
+        return f"offline-{next(self._ids)}"
+
+    def _pool(self, requests: list[EngineRequest], progress: bool | None) -> list[PoolingOutput]:
+        vectors: dict[str, list[float]] = {}
+        show = self._progress if progress is None else progress
+        with ProgressBar("pooling", total=len(requests), unit="prompts", enabled=show) as bar:
+
+            def take(delta: RequestDelta) -> bool:
+                vectors[delta.request_id] = vector_of(delta)
+                bar.advance(1)
+                return True
+
+            self._drive(requests, take)
+        return [PoolingOutput(r.request_id, r.prompt_token_ids, vectors[r.request_id]) for r in requests]
 
     def _run(
         self,
@@ -159,7 +228,7 @@ class LLM:
     def _job(
         self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
     ) -> tuple[RequestOutput, list[EngineRequest]]:
-        name = f"offline-{next(self._ids)}"
+        name = self._name()
         requests = self._input.requests(
             prompt, params, request_id=name, priority=priority, add_special_tokens=add_special_tokens
         )

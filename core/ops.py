@@ -11,6 +11,7 @@ float32 whatever the element type, then rounded once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.errors import RecordingError
-from core.program import OpProgram, Value, current_program, recording
+from core.program import NUM_SEQS, OpProgram, Value, current_program, recording
 from core.types import DType
 
 Kernel = Callable[..., None]
@@ -28,6 +29,9 @@ REFERENCE: dict[str, Kernel] = {}
 
 #: Ops whose kernels come from the platform's attention backend, which owns the layout of the KV cache.
 ATTENTION_OPS = frozenset({"kv_write", "attention"})
+
+#: Ops that only encoders and poolers use (contract 1.2): a platform without them still serves every decoder.
+ENCODER_OPS = frozenset({"add", "add_layer_norm", "activation", "encoder_attention", "mean_rows"})
 
 
 def reference(kernel: Kernel) -> Kernel:
@@ -259,6 +263,101 @@ def attention_reference(
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
         out[start:stop] = torch.einsum("kgts,skd->tkgd", weights, values).flatten(1).to(out.dtype)
+
+
+# --- encoders and poolers ------------------------------------------------------------------------------------
+
+
+def add(x: Value, y: Value) -> Value:
+    """x + y, both [T, H]."""
+    return _one(current_program().call("add", (x, y), ((x.shape, x.dtype),)))
+
+
+@reference
+def add_reference(x: Tensor, y: Tensor, out: Tensor) -> None:
+    torch.add(x, y, out=out)
+
+
+def add_layer_norm(x: Value, residual: Value, weight: Value, bias: Value, *, eps: float) -> Value:
+    """Layer norm (Ba et al. 2016) of each row of x + residual [T, H], times weight [H], plus bias [H]."""
+    inputs = (x, residual, weight, bias)
+    return _one(current_program().call("add_layer_norm", inputs, ((x.shape, x.dtype),), eps=eps))
+
+
+@reference
+def add_layer_norm_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, eps: float
+) -> None:
+    total = x.float() + residual.float()
+    normed = torch.nn.functional.layer_norm(total, weight.shape, weight.float(), bias.float(), eps)
+    out.copy_(normed)
+
+
+def activation(x: Value, *, kind: str) -> Value:
+    """gelu (Hendrycks & Gimpel 2016), gelu_tanh (its approximation by tanh), relu or tanh of each element of x [T, H]."""
+    return _one(current_program().call("activation", (x,), ((x.shape, x.dtype),), kind=kind))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+@reference
+def activation_reference(x: Tensor, out: Tensor, *, kind: str) -> None:
+    out.copy_(ACTIVATIONS[kind](x.float()))
+
+
+def encoder_attention(
+    query: Value, key: Value, value: Value, query_start: Value, *, head_dim: int, num_kv_heads: int, scale: float
+) -> Value:
+    """Attention in both directions: each row sees its whole sequence, which this step holds, and no other.
+
+    query [T, heads * D], key and value [T, kv_heads * D] -> [T, heads * D]. Sequence s is rows `query_start[s] :
+    query_start[s + 1]`, possibly none; rows that are nobody's are not written.
+    """
+    attrs = {"head_dim": head_dim, "num_kv_heads": num_kv_heads, "scale": scale}
+    call = current_program().call(
+        "encoder_attention", (query, key, value, query_start), ((query.shape, query.dtype),), **attrs
+    )
+    return _one(call)
+
+
+@reference
+def encoder_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_start: Tensor,
+    out: Tensor,
+    *,
+    head_dim: int,
+    num_kv_heads: int,
+    scale: float,
+) -> None:
+    starts = query_start.tolist()
+    for start, stop in itertools.pairwise(starts):
+        if start == stop:
+            continue
+        q = query[start:stop].unflatten(-1, (num_kv_heads, -1, head_dim)).float()
+        k, v = (each[start:stop].unflatten(-1, (num_kv_heads, head_dim)).float() for each in (key, value))
+        weights = (torch.einsum("tkgd,skd->kgts", q, k) * scale).softmax(-1)
+        out[start:stop] = torch.einsum("kgts,skd->tkgd", weights, v).flatten(1).to(out.dtype)
+
+
+def mean_rows(x: Value, query_start: Value) -> Value:
+    """The mean of each sequence's rows of x [T, H] -> float32 [S, H]; zeros for one without rows."""
+    call = current_program().call("mean_rows", (x, query_start), (((NUM_SEQS, x.shape[1]), DType.FLOAT32),))
+    return _one(call)
+
+
+@reference
+def mean_rows_reference(x: Tensor, query_start: Tensor, out: Tensor) -> None:
+    for index, (start, stop) in enumerate(itertools.pairwise(query_start.tolist())):
+        out[index] = x[start:stop].float().mean(0) if stop > start else 0.0
 
 
 # --- recording -----------------------------------------------------------------------------------------------

@@ -5,16 +5,19 @@ What an executor needs to know of a model. The default worker uses it, and so ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from core import ops
 from core.config import Config
+from core.layers import pool
 from core.layers.base import AttentionSpec, Builder, GroupInputs, Parameter, StepContext
-from core.models.registry import Model, model_builder
+from core.models.registry import Classifier, HiddenModel, model_builder, pooled_model
+from core.pooling import PoolerConfig
 from core.program import NUM_SEQS, NUM_TOKENS, Dim, OpProgram, Storage, Value
 from core.types import DType, KVGroupSpec
 
+#: The one output: float32 [num_seqs, vocab], or of a model that pools its vectors before their activation.
 LOGITS = "logits"
 
 
@@ -27,23 +30,56 @@ class RecordedModel:
     attention_layers: Sequence[AttentionSpec]
     groups: Sequence[KVGroupSpec]
     max_blocks: int  # columns of a block table
+    position_offset: int = 0  # that the runner adds to each position
 
 
 def record_model(config: Config) -> RecordedModel:
     """Make the model of `config` and record its forward. Raises UnsupportedModel, RecordingError, PluginLoadError."""
-    build = model_builder(config.model.architecture, config.extensions.models)
     program = OpProgram()
     builder = Builder(program, config.model.dtype, world=config.parallel.tensor)
-    model = build(builder, config.model.hf_config)
+    forward = _make_model(config, builder)
     groups = builder.kv_groups()
     max_blocks = -(-config.scheduler.max_model_len // config.cache.block_size)
     context = _step_context(program, builder.attention_layers, groups, max_blocks, config.cache.dtype)
-    ops.record(program, lambda: _forward(program, model, context))
-    return RecordedModel(program, tuple(builder.parameters), tuple(builder.attention_layers), groups, max_blocks)
+    if config.model.pooler is not None:
+        context = _with_pooling_inputs(program, context)
+    ops.record(program, lambda: _keep(program, forward(context)))
+    return RecordedModel(
+        program,
+        tuple(builder.parameters),
+        tuple(builder.attention_layers),
+        groups,
+        max_blocks,
+        builder.position_offset,
+    )
 
 
-def _forward(program: OpProgram, model: Model, context: StepContext) -> None:
-    program.keep(model(context), LOGITS)
+def _keep(program: OpProgram, result: Value) -> None:
+    program.keep(result, LOGITS)
+
+
+def _make_model(config: Config, builder: Builder) -> Callable[[StepContext], Value]:
+    """The model's weights on the builder, and what records its forward."""
+    model, added = config.model, config.extensions.models
+    if model.pooler is None:
+        return model_builder(model.architecture, added)(builder, model.hf_config)
+    return _pooled(pooled_model(model.architecture, added, model.pooler)(builder, model.hf_config), model.pooler)
+
+
+def _pooled(model: HiddenModel, pooler: PoolerConfig) -> Callable[[StepContext], Value]:
+    def forward(context: StepContext) -> Value:
+        vectors = pool(context, model.hidden(context), pooler.pooling)
+        return model.scores(vectors) if isinstance(model, Classifier) and pooler.task == "classify" else vectors
+
+    return forward
+
+
+def _with_pooling_inputs(program: OpProgram, context: StepContext) -> StepContext:
+    return replace(
+        context,
+        first_rows=program.new("first_rows", (NUM_SEQS,), DType.INT32, Storage.INPUT),
+        segments=program.new("segments", (NUM_TOKENS,), DType.INT32, Storage.INPUT),
+    )
 
 
 def _step_context(

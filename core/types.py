@@ -194,6 +194,20 @@ def _check_range(name: str, value: float, low: float, high: float, *, low_open: 
         raise InvalidRequest(f"{name}: {value} is not in {bracket}{low}, {high}]", param=name)
 
 
+# --- pooling -------------------------------------------------------------------------------------------------
+
+#: What is done to a pooled vector. normalize: divided by its Euclidean length.
+PoolingActivation = Literal["none", "normalize", "sigmoid", "softmax"]
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a request wants of a model that pools: its vector, cut to `dimensions`, after `activation`."""
+
+    activation: PoolingActivation = "none"
+    dimensions: int | None = None  # None: all
+    segment_start: int | None = None  # the position where the second text of a pair begins; None: there is one text
+
+
 # --- requests ------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +230,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     arrival_time: float = 0.0
     deadline: float | None = None
     cache_salt: str = ""
+    pooling: PoolingParams | None = None  # the answer is a vector, and no token
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -241,6 +256,7 @@ class RequestDelta(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
     queue_seconds: float = 0.0  # from arrival until it first ran; with its first token
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on; likewise
+    pooled: bytes | None = None  # the vector of a request that pools: float32, little-endian
 
 
 # --- the KV cache --------------------------------------------------------------------------------------------
@@ -284,6 +300,7 @@ class Admission(msgspec.Struct, frozen=True, array_like=True):
     block_ids: list[list[int]]  # [group][index]
     params: SamplingParams
     choice_index: int
+    pooling: PoolingParams | None = None
 
 
 class StepPlan(msgspec.Struct, array_like=True):
@@ -315,6 +332,7 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
     failed: dict[int, str] = {}  # by row: why its request cannot go on; its token counts for nothing
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}  # by row that asked, with its first token: see `RequestDelta`
+    pooled: dict[int, bytes] = {}  # by row, of the requests that pool: float32, little-endian; their token is 0
 
 
 class KVTransferStats(msgspec.Struct, frozen=True, kw_only=True):

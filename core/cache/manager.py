@@ -46,7 +46,7 @@ class PrefixHit(NamedTuple):
 
 
 class CacheManager:
-    """Hands out the KV blocks of all groups, of which there is at least one.
+    """Hands out the KV blocks of all groups, of which an encoder has none.
 
     num_blocks: blocks in each group's pool, `NULL_BLOCK` included. block_size: tokens in a block. fingerprint: names
     the weights, the KV dtype and the layout (see `core.cache.prefix`). Raises ConfigError for sizes that hold nothing.
@@ -76,7 +76,7 @@ class CacheManager:
     @property
     def usage(self) -> float:
         """Fraction of the blocks that is owned, in the fullest group."""
-        return 1.0 - min(pool.num_free / pool.capacity for pool in self.pools)
+        return 1.0 - min((pool.num_free / pool.capacity for pool in self.pools), default=1.0)
 
     def fits(self, num_tokens: int, max_chunk: int) -> bool:
         """Whether a sequence of `num_tokens`, computed at most `max_chunk` at a time, fits while alone."""

@@ -33,6 +33,11 @@ ROUNDINGS = {
     "silu_mul": 2,
     "rope": 1,
     "attention": 2,
+    "add": 1,
+    "add_layer_norm": 2,
+    "activation": 1,
+    "encoder_attention": 2,
+    "mean_rows": 1,
 }
 
 #: Ulps of float32 for one elementary function (exp, rsqrt, sin …): libraries promise 1 to 4, and an argument's own

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core import ops
 from core.platform import Bucket
 from core.types import DType
 
@@ -124,6 +125,56 @@ def _rope(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
         yield Case(f"{heads} heads of {head_dim}, {rotated} rotated", (x, cos_sin), outputs, {"head_dim": head_dim})
 
 
+# --- encoders and poolers ------------------------------------------------------------------------------------
+
+
+def _sequences(numbers: Numbers, shape: Bucket) -> Input:
+    """query_start of sequences that share all tokens; where there are three or more, one of them has none."""
+    inner = numbers.integers(shape.num_tokens + 1, shape.num_seqs - 1).sort().values
+    if len(inner) > 1:
+        inner[1] = inner[0]
+    ends = torch.tensor([0]), inner, torch.tensor([shape.num_tokens])
+    return Input(torch.cat(ends).to(torch.int32), I32)
+
+
+def _add(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
+    for width in (1, 7, 64, 301):
+        x, y = (Input(numbers.normal(shape.num_tokens, width), activation=True) for _ in range(2))
+        yield Case(f"width {width}", (x, y), (((shape.num_tokens, width), None),))
+
+
+def _add_layer_norm(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
+    for width, eps in ((8, 1e-12), (7, 1e-5), (384, 1e-12), (1000, 0.5)):
+        x, residual = (Input(numbers.normal(shape.num_tokens, width)) for _ in range(2))
+        weight, bias = Input(1 + numbers.normal(width) / 4), Input(numbers.normal(width))
+        outputs = (((shape.num_tokens, width), None),)
+        yield Case(f"width {width}, eps {eps:g}", (x, residual, weight, bias), outputs, {"eps": eps}, terms=width)
+
+
+def _activation(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
+    for kind in ("gelu", "gelu_tanh", "relu", "tanh"):
+        for width in (1, 7, 301):
+            x = Input(numbers.normal(shape.num_tokens, width), activation=True)
+            yield Case(f"{kind}, width {width}", (x,), (((shape.num_tokens, width), None),), {"kind": kind})
+
+
+def _encoder_attention(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
+    tokens = shape.num_tokens
+    for heads, kv_heads, dim, scale in ((1, 1, 8, 0.3), (12, 12, 32, 32**-0.5), (4, 2, 20, 0.25), (2, 1, 64, 0.125)):
+        query = Input(numbers.normal(tokens, heads * dim), activation=True)
+        key, value = (Input(numbers.normal(tokens, kv_heads * dim), activation=True) for _ in range(2))
+        attrs = {"head_dim": dim, "num_kv_heads": kv_heads, "scale": scale}
+        inputs = (query, key, value, _sequences(numbers, shape))
+        label = f"{heads}/{kv_heads} heads of {dim}"
+        yield Case(label, inputs, (((tokens, heads * dim), None),), attrs, terms=tokens + 8 * dim)
+
+
+def _mean_rows(numbers: Numbers, shape: Bucket) -> Iterator[Case]:
+    for width in (1, 7, 384):
+        inputs = (Input(numbers.normal(shape.num_tokens, width)), _sequences(numbers, shape))
+        yield Case(f"width {width}", inputs, (((shape.num_seqs, width), F32),), terms=shape.num_tokens)
+
+
 #: Every op of `core.ops.REFERENCE` but attention's, which core.conformance.checks.attention calls.
 CASES: dict[str, Callable[[Numbers, Bucket], Iterator[Case]]] = {
     "embedding": _embedding,
@@ -134,6 +185,11 @@ CASES: dict[str, Callable[[Numbers, Bucket], Iterator[Case]]] = {
     "silu_mul": _silu_mul,
     "rope_angles": _rope_angles,
     "rope": _rope,
+    "add": _add,
+    "add_layer_norm": _add_layer_norm,
+    "activation": _activation,
+    "encoder_attention": _encoder_attention,
+    "mean_rows": _mean_rows,
 }
 
 
@@ -150,7 +206,27 @@ def magnitudes(
         return [1 + torch.outer(first.float(), second).abs().repeat(1, 2)]
     if op == "rope" and second is not None:
         return [_pair_lengths(first.unflatten(-1, (-1, attrs["head_dim"])), second.shape[1] // 2)]
+    if op in ops.ENCODER_OPS:
+        return [_encoder_magnitude(op, [each for each in inputs if each is not None], attrs, wanted[0])]
     return [each.abs() for each in wanted]
+
+
+def _encoder_magnitude(op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], wanted: Tensor) -> Tensor:
+    first = inputs[0]
+    if op == "add":
+        return first.abs() + inputs[1].abs()
+    if op == "add_layer_norm":
+        total = first + inputs[1]
+        spread = (total.var(-1, correction=0, keepdim=True) + attrs["eps"]).sqrt()
+        size: Tensor = (total.abs() + total.abs().mean(-1, keepdim=True)) / spread
+        return size * inputs[2].abs() + inputs[3].abs()
+    if op == "encoder_attention":
+        return inputs[2].abs().max().expand_as(wanted)  # weights add up to one
+    if op == "mean_rows":
+        means = torch.empty_like(wanted)
+        ops.REFERENCE[op](first.abs(), inputs[1], means)
+        return means
+    return first.abs()
 
 
 def _pair_lengths(heads: Tensor, half: int) -> Tensor:

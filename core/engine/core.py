@@ -210,6 +210,8 @@ def _with_quantization(plan: Plan, value: Quantization, reason: str) -> Plan:
 
 def _num_blocks(plan: MemoryPlan, budget: int) -> int:
     """What was planned, or less where the device has less than it had then."""
+    if not plan.kv_block_bytes:  # an encoder keeps nothing
+        return plan.num_blocks
     blocks = min(plan.num_blocks, budget // plan.kv_block_bytes)
     if blocks < plan.num_blocks:
         log.warning("less memory than planned", blocks=blocks, planned=plan.num_blocks)

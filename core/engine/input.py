@@ -13,6 +13,9 @@ from core.errors import InvalidRequest
 from core.tokenization.tokenizer import Tokenizer
 from core.types import EngineRequest, SamplingParams, StructuredOutputs
 
+#: What a model that pools gives, by its task, and the routes that ask for it.
+_POOLED = {"embed": ("embeddings", "/v1/embeddings"), "classify": ("scores", "/score, /rerank or /classify")}
+
 
 class InputProcessor:
     """Checks what can be checked before a request reaches the engine."""
@@ -20,6 +23,7 @@ class InputProcessor:
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         self._max_model_len = config.scheduler.max_model_len
         self._vocab_size = config.model.vocab_size
+        self._name, self._pooler = config.model.name, config.model.pooler
         self._platform = config.platform
         self._takes_extra_args = bool(config.options.logits_processor or config.options.sampler)
         self._sampler = config.options.sampler
@@ -45,6 +49,7 @@ class InputProcessor:
         `keep_last`: how many of the prompt's tokens to keep, from its end; -1: as many as fit beside max_tokens.
         A form that the answers must have is compiled, which may take a second; `form_field` is where it came from.
         """
+        self._check_generates()
         if keep_last == -1:
             keep_last = self._max_model_len - min(params.max_tokens or 1, self._max_model_len - 1)
         token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field, keep_last=keep_last)
@@ -86,6 +91,15 @@ class InputProcessor:
             )
             for index in range(settled.n)
         ]
+
+    def _check_generates(self) -> None:
+        if self._pooler is not None:
+            gives, asks = _POOLED[self._pooler.task]
+            raise InvalidRequest(
+                f"model: {self._name!r} gives {gives} and no text; ask {asks}",
+                param="model",
+                code="unsupported",
+            )
 
     def _check_features(self, params: SamplingParams) -> None:
         if params.extra_args and not self._takes_extra_args:
@@ -139,8 +153,9 @@ class InputProcessor:
         add_special_tokens: bool = True,
         field: str = "prompt",
         keep_last: int | None = None,
+        answers: bool = True,
     ) -> list[int]:
-        """Token ids of a prompt, or its last ones, that fit the context with at least one token to come."""
+        """Token ids of a prompt, or its last ones, that fit the context, with at least one token to come if it `answers`."""
         if isinstance(prompt, str):
             if keep_last is None:
                 self._refuse_hopeless(prompt, field)
@@ -152,7 +167,7 @@ class InputProcessor:
             token_ids = token_ids[max(0, len(token_ids) - keep_last) :]
         if not token_ids:
             raise InvalidRequest(f"{field}: it is empty; at least one token is needed", param=field)
-        if len(token_ids) >= self._max_model_len:
+        if len(token_ids) + answers > self._max_model_len:
             raise self._too_long(f"{len(token_ids)} tokens", field)
         return token_ids
 
@@ -163,9 +178,9 @@ class InputProcessor:
             raise self._too_long(f"{len(text)} characters", field)
 
     def _too_long(self, length: str, field: str) -> InvalidRequest:
+        needs = "" if self._pooler else ", of which the answer needs at least one"
         return InvalidRequest(
-            f"{field}: {length} are more than this model's context of {self._max_model_len} tokens, of which the answer "
-            "needs at least one",
+            f"{field}: {length} are more than this model's context of {self._max_model_len} tokens{needs}",
             param=field,
             code="context_length_exceeded",
         )

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache."""
+"""Attention: over the paged KV cache, and within a step."""
 
 from __future__ import annotations
 
@@ -38,4 +38,24 @@ class Attention:
             num_kv_heads=spec.num_kv_heads,
             scale=spec.head_dim**-0.5,
             window=spec.window,
+        )
+
+
+class EncoderAttention:
+    """Attention of each sequence's rows to all of them, in both directions; nothing is kept for another step."""
+
+    def __init__(self, num_heads: int, head_dim: int) -> None:
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+
+    def __call__(self, ctx: StepContext, query: Value, key: Value, value: Value) -> Value:
+        """query, key and value [T, heads * D] -> [T, heads * D]."""
+        return ops.encoder_attention(
+            query,
+            key,
+            value,
+            ctx.query_start,
+            head_dim=self.head_dim,
+            num_kv_heads=self.num_heads,
+            scale=self.head_dim**-0.5,
         )

@@ -66,6 +66,7 @@ class Builder:
     world: int = 1
     parameters: list[Parameter] = field(default_factory=list)
     attention_layers: list[AttentionSpec] = field(default_factory=list)
+    position_offset: int = 0  # what the model adds to positions, where it looks them up in a table
 
     def weight(
         self, name: str, parts: Sequence[tuple[str, int]], width: int | None = None, *, shard_dim: int | None = None
@@ -115,7 +116,8 @@ class StepContext:
     """The step's inputs, as a model's forward sees them.
 
     token_ids, positions [T] int32; query_start [S + 1], seq_lens [S] int32; logits_rows [S] int32, the row of each
-    sequence whose next token is wanted. `groups` by layer; `caches` by layer.
+    sequence whose next token is wanted. `groups` by layer; `caches` by layer. Of models that pool: first_rows [S] int32,
+    each sequence's first row, and segments [T] int32, 1 for the tokens of the second text of a pair.
     """
 
     token_ids: Value
@@ -125,3 +127,5 @@ class StepContext:
     logits_rows: Value
     groups: Mapping[int, GroupInputs]
     caches: Mapping[int, Value]
+    first_rows: Value | None = None
+    segments: Value | None = None

@@ -35,6 +35,7 @@ class DecoderSettings:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    has_head: bool = True  # False: its hidden states are what is wanted
 
     @property
     def num_layers(self) -> int:
@@ -158,16 +159,26 @@ class DecoderModel:
         self.layers = [DecoderLayer(builder, settings, i, self.rope) for i in range(settings.num_layers)]
         self.norm = RMSNorm(builder, "model.norm", settings.hidden_size, settings.norm_eps)
         self.head: Linear | None = None
-        if not settings.tie_embeddings:
+        if settings.has_head and not settings.tie_embeddings:
             self.head = Linear(builder, "lm_head", [("lm_head", settings.vocab_size)], settings.hidden_size)
 
     def __call__(self, ctx: StepContext) -> Value:
         """The step's logits: float32 [S, vocab], of each sequence's last row."""
+        x, residual = self._run(ctx)
+        last, last_residual = ops.select_rows(x, ctx.logits_rows), ops.select_rows(residual, ctx.logits_rows)
+        hidden, _ = self.norm.add(last, last_residual)
+        return self.embed.logits(hidden) if self.head is None else self.head(hidden, out_dtype=DType.FLOAT32)
+
+    def hidden(self, ctx: StepContext) -> Value:
+        """The step's normed states, [T, H]."""
+        normed, _ = self.norm.add(*self._run(ctx))
+        return normed
+
+    def _run(self, ctx: StepContext) -> tuple[Value, Value]:
+        """The last layer's output and the residual stream that it is yet to be added to, both [T, H]."""
         x, residual = self.embed(ctx.token_ids), None
         angles = self.rope.angles(ctx.positions)
         for layer in self.layers:
             x, residual = layer(ctx, x, residual, angles)
         assert residual is not None, "a decoder has at least one layer"
-        last, last_residual = ops.select_rows(x, ctx.logits_rows), ops.select_rows(residual, ctx.logits_rows)
-        hidden, _ = self.norm.add(last, last_residual)
-        return self.embed.logits(hidden) if self.head is None else self.head(hidden, out_dtype=DType.FLOAT32)
+        return x, residual

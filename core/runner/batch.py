@@ -15,7 +15,14 @@ from core.runner.inputs import IntArray
 from core.sampling.batch import SamplingBatch
 from core.sampling.logprobs import token_logprobs
 from core.structured.base import Matcher
-from core.types import Admission, SamplingParams, StepPlan, StructuredOutputs, TokenLogprobs
+from core.types import (
+    Admission,
+    PoolingParams,
+    SamplingParams,
+    StepPlan,
+    StructuredOutputs,
+    TokenLogprobs,
+)
 
 #: A matcher for a form, behind the tokens that the answer has already.
 StartMatcher = Callable[[StructuredOutputs, Sequence[int]], Matcher]
@@ -65,11 +72,13 @@ class BatchState:
         is_argmax: Callable[[SamplingParams], bool],
         start_matcher: StartMatcher,
         inputs: Mapping[str, IntArray],
+        position_offset: int = 0,
     ) -> None:
         self._block_size = block_size
         self._is_argmax = is_argmax
         self._start_matcher = start_matcher
         self.inputs = inputs
+        self._position_offset = position_offset
         self._counting = np.arange(max_num_seqs + 1)
         # One token more than the longest context: the last one sampled is never computed.
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
@@ -79,6 +88,8 @@ class BatchState:
         self.choice = np.zeros(max_num_seqs, np.int64)
         self.argmax = np.ones(max_num_seqs, np.bool_)
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
+        self.pooling: list[PoolingParams | None] = [None] * max_num_seqs
+        self.segment_start = np.full(max_num_seqs, max_model_len, np.int64)
         self.matchers: dict[int, Matcher] = {}  # by row, of the answers that must have a form
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}  # by row, so far, where they are wanted
         self.block_tables: list[IntArray] = [np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)]
@@ -103,6 +114,7 @@ class BatchState:
         self.choice[row] = admission.choice_index
         self.params[row] = admission.params
         self.argmax[row] = self._is_argmax(admission.params)
+        self._admit_pooling(row, admission.pooling)
         if admission.params.structured_outputs is not None:
             outputs = admission.token_ids[admission.num_prompt_tokens :]
             self.matchers[row] = self._start_matcher(admission.params.structured_outputs, outputs)
@@ -110,6 +122,11 @@ class BatchState:
             self.prompt_logprobs[row] = []
         for table, blocks in zip(self.block_tables, admission.block_ids, strict=True):
             table[row, : len(blocks)] = blocks
+
+    def _admit_pooling(self, row: int, pooling: PoolingParams | None) -> None:
+        self.pooling[row] = pooling
+        start = None if pooling is None else pooling.segment_start
+        self.segment_start[row] = self.tokens.shape[1] if start is None else start
 
     def parts(self, plan: StepPlan) -> Iterator[Part]:
         """The forwards that a plan with rows takes, in its order: one, unless all logits of a prompt are wanted."""
@@ -147,7 +164,9 @@ class BatchState:
     def _write_tokens(self, rows: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], length: int) -> None:
         """The inputs that have one number for each token. Padding writes to slot 0, which lies in the null block."""
         _write(self.inputs["token_ids"], self.tokens[rows, positions], length)
-        _write(self.inputs["positions"], positions, length)
+        _write(self.inputs["positions"], positions + self._position_offset, length)
+        if "segments" in self.inputs:
+            _write(self.inputs["segments"], positions >= self.segment_start[rows], length)
         block, offset = np.divmod(positions, self._block_size)
         for group, table in enumerate(self.block_tables):
             _write(self.inputs[f"slot_mapping.{group}"], table[rows, block] * self._block_size + offset, length)
@@ -163,6 +182,8 @@ class BatchState:
         _write(self.inputs["query_start"], starts, length + 1, int(starts[-1]))
         _write(self.inputs["seq_lens"], lengths, length)
         _write(self.inputs["logits_rows"], starts[1:] - 1, length)
+        if "first_rows" in self.inputs:
+            _write(self.inputs["first_rows"], starts[:-1], length)
         for group, table in enumerate(self.block_tables):
             _write(self.inputs[f"block_table.{group}"], table[rows], length)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.platform import Bucket, Executable, MemoryBackend
@@ -34,7 +36,7 @@ class ModelRunner:
         memory: MemoryBackend,
         blocks: BlockMover,
     ) -> None:
-        self._batch = batch
+        self.batch = batch
         self._sampler = sampler
         self._executable_for = executable_for
         self._buckets = buckets
@@ -46,7 +48,7 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Carry out one plan; the sampled tokens are in the batch state when it returns."""
-        self._batch.apply(plan)
+        self.batch.apply(plan)
         self._blocks.move(plan.kv_ops)
         output = self._compute(plan) if plan.rows else StepOutput(plan.step, [], [])
         output.kv_loaded, output.kv_failed = self._blocks.take_in(wait=not (plan.rows or plan.kv_ops))
@@ -54,12 +56,12 @@ class ModelRunner:
 
     def _compute(self, plan: StepPlan) -> StepOutput:
         output = StepOutput(plan.step, [], [])
-        for part in self._batch.parts(plan):
-            inputs = self._batch.prepare(part, self._buckets)
+        for part in self.batch.parts(plan):
+            inputs = self.batch.prepare(part, self._buckets)
             logits = self._forward(inputs.shape)
             if part.of_prompt:
-                self._batch.add_prompt_logprobs(part, logits)
-            self._sample(output, inputs, logits)
+                self.batch.add_prompt_logprobs(part, logits)
+            self.sample(output, inputs, logits)
         return output
 
     def idle(self, shape: Bucket) -> None:
@@ -77,19 +79,24 @@ class ModelRunner:
             logits = self._memory.download(self._logits)
         return logits[: shape.num_seqs]
 
-    def _sample(self, output: StepOutput, inputs: StepInputs, logits: torch.Tensor) -> None:
+    def sample(self, output: StepOutput, inputs: StepInputs, logits: torch.Tensor) -> None:
         """Sample where the last known token was computed; other rows are in the middle of their prompt."""
-        rows = inputs.rows[inputs.sampling]
-        wanted = logits[: len(inputs.rows)]
-        if len(rows) < len(inputs.rows):
-            wanted = wanted[torch.from_numpy(inputs.sampling)]
-        if self._batch.argmax[rows].all():
+        rows, wanted = finished_rows(inputs, logits)
+        if self.batch.argmax[rows].all():
             token_ids = greedy(wanted)
         else:
-            token_ids, by_index = self._sampler.sample(wanted, self._batch.sampling_batch(rows))
+            token_ids, by_index = self._sampler.sample(wanted, self.batch.sampling_batch(rows))
             output.logprobs.update((int(rows[index]), found) for index, found in by_index.items())
-        self._batch.advance(inputs, rows, token_ids)
+        self.batch.advance(inputs, rows, token_ids)
         output.rows += rows.tolist()
         output.token_ids += token_ids.tolist()
-        output.failed.update(self._batch.failures(rows))
-        output.prompt_logprobs.update(self._batch.take_prompt_logprobs(rows))
+        output.failed.update(self.batch.failures(rows))
+        output.prompt_logprobs.update(self.batch.take_prompt_logprobs(rows))
+
+
+def finished_rows(inputs: StepInputs, results: torch.Tensor) -> tuple[npt.NDArray[np.int64], torch.Tensor]:
+    """The batch's rows whose last known token was computed, and the program's results for them."""
+    rows, wanted = inputs.rows[inputs.sampling], results[: len(inputs.rows)]
+    if len(rows) < len(inputs.rows):
+        wanted = wanted[torch.from_numpy(inputs.sampling)]
+    return rows, wanted

@@ -33,6 +33,7 @@ from core.runner.blocks import BlockMover
 from core.runner.inputs import InputBuffers
 from core.runner.kernels import resolve_kernels
 from core.runner.model_runner import ModelRunner
+from core.runner.pooling import PoolingRunner
 from core.sampling import make_sampler
 from core.structured.guidance import Matchers
 from core.transfer import open_blocks
@@ -102,7 +103,7 @@ class Worker:
             activations=self._memory.alloc_size((max(self._arena.size, 1),), DType.UINT8),
             inputs=sum(self._memory.alloc_size(shape, dtype) for shape, dtype in self._io_shapes().values()),
             kv_block_bytes=block_bytes,
-            num_blocks=min(budget // block_bytes, self._useful_blocks()),
+            num_blocks=min(budget // block_bytes, self._useful_blocks()) if block_bytes else self._useful_blocks(),
             block_size=self._config.cache.block_size,
             free=self._memory.info().free,
             block_format=block_format,
@@ -150,10 +151,9 @@ class Worker:
             )
         else:
             with closing(open_weights(self._config)) as reader:
-                self._handles = loader.load_parameters(
-                    self._model.parameters, reader, self._memory, progress, self._parts
-                )
-                unused = loader.unused_tensors(self._model.parameters, reader.tensors())
+                parameters = loader.matched_names(self._model.parameters, reader.tensors())
+                self._handles = loader.load_parameters(parameters, reader, self._memory, progress, self._parts)
+                unused = loader.unused_tensors(parameters, reader.tensors())
             if unused:
                 log.warning("%d tensors of the checkpoint are not used, the first is %s", len(unused), unused[0])
         for index, (shape, dtype) in self._io_shapes().items():
@@ -173,7 +173,8 @@ class Worker:
         matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
         program = model.program
         inputs = InputBuffers(program.named(Storage.INPUT), self._handles, self._memory, self._limits)
-        self._runner = ModelRunner(
+        runner = ModelRunner if self._config.model.pooler is None else PoolingRunner
+        self._runner = runner(
             batch=BatchState(
                 scheduler.max_num_seqs,
                 scheduler.max_model_len,
@@ -183,6 +184,7 @@ class Worker:
                 sampler.is_argmax,
                 matchers.start,
                 inputs.arrays,
+                position_offset=model.position_offset,
             ),
             sampler=sampler,
             executable_for=self._executable_for,

@@ -6,8 +6,8 @@ import enum
 
 from core.cache import BlockTables, CacheManager
 from core.config import SchedulerConfig
-from core.errors import InvalidRequest
-from core.types import EngineRequest, FinishReason, RequestDelta, StepOutput
+from core.errors import InvalidRequest, PlatformError
+from core.types import Admission, EngineRequest, FinishReason, RequestDelta, StepOutput
 
 
 class Status(enum.Enum):
@@ -46,6 +46,7 @@ class Request:
         "num_tokens",
         "params",
         "parent",
+        "pooling",
         "queue_seconds",
         "request_id",
         "row",
@@ -67,6 +68,7 @@ class Request:
         params = request.params
         self.request_id = request.request_id
         self.params = params
+        self.pooling = request.pooling
         self.choice_index = request.choice_index
         self.deadline = request.deadline
         self.key = key
@@ -82,6 +84,8 @@ class Request:
         self.queue_seconds = 0.0  # until it was first admitted; until a delta has reported them
         max_tokens = max_model_len if params.max_tokens is None else params.max_tokens
         self.max_length = min(self.num_prompt + max_tokens, max_model_len)
+        if self.pooling is not None:  # what it gives comes in place of one token, which takes no position
+            self.max_length = self.num_prompt + 1
         self.min_length = self.num_prompt + params.min_tokens
         self.stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -121,6 +125,33 @@ class Request:
             output.prompt_logprobs.get(row),
         )
 
+    def admission(self) -> Admission:
+        """What the runner must know, now that the request has a row and blocks up to `num_computed`."""
+        return Admission(
+            row=self.row,
+            request_id=self.request_id,
+            token_ids=list(self.token_ids),
+            num_prompt_tokens=self.num_prompt,
+            num_computed_tokens=self.num_computed,
+            block_ids=[list(table) for table in self.blocks.tables],
+            params=self.params,
+            choice_index=self.choice_index,
+            pooling=self.pooling,
+        )
+
+    def pooled_delta(self, vector: bytes | None) -> RequestDelta:
+        """The one delta of a request that pools. Raises PlatformError where the step gave no vector."""
+        if vector is None:
+            raise PlatformError("a step of a model that pools gave no vector: the platform's executor cannot pool")
+        return RequestDelta(
+            self.request_id,
+            [],
+            "stop",
+            num_cached_tokens=self.num_cached,
+            queue_seconds=self.queue_seconds,
+            pooled=vector,
+        )
+
     def has_prompt_of(self, other: Request) -> bool:
         """Whether the KV of both prompts is the same."""
         count = self.num_prompt
@@ -135,7 +166,7 @@ def check_limits(request: Request, config: SchedulerConfig, cache: CacheManager)
     """Raise InvalidRequest for what could never run to its end."""
     if request.num_prompt == 0:
         raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
-    if request.num_prompt >= config.max_model_len:
+    if request.num_prompt >= config.max_model_len + (request.pooling is not None):
         raise InvalidRequest(
             f"the prompt has {request.num_prompt} tokens, which leaves no room for an answer within the context of "
             f"{config.max_model_len}; shorten it or raise --max-model-len",

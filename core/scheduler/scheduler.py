@@ -25,7 +25,7 @@ from core.scheduler.queue import RequestQueue
 from core.scheduler.request import Request, Status, check_limits
 from core.scheduler.stats import SchedulerStats
 from core.scheduler.transfers import Transfers
-from core.types import Admission, EngineRequest, KVOp, RequestDelta, StepOutput, StepPlan
+from core.types import EngineRequest, KVOp, RequestDelta, StepOutput, StepPlan
 
 
 class Scheduler:
@@ -173,6 +173,9 @@ class Scheduler:
             if row in output.failed:
                 self._end(request)
                 deltas.append(RequestDelta(request.request_id, [], "error", error=output.failed[row]))
+            elif request.pooling is not None:
+                self._end(request)
+                deltas.append(request.pooled_delta(output.pooled.get(row)))
             else:
                 deltas.append(self._append(request, token_id, row, output))
         for request_id in output.kv_loaded:
@@ -294,18 +297,7 @@ class Scheduler:
             request.queue_seconds = self._clock() - request.key[1]
             self._prefix_queries += request.num_tokens
             self._prefix_hits += start
-        plan.admitted.append(
-            Admission(
-                row=request.row,
-                request_id=request.request_id,
-                token_ids=list(request.token_ids),
-                num_prompt_tokens=request.num_prompt,
-                num_computed_tokens=start,
-                block_ids=[list(table) for table in request.blocks.tables],
-                params=request.params,
-                choice_index=request.choice_index,
-            )
-        )
+        plan.admitted.append(request.admission())
 
     def _copy_partial_block(self, plan: StepPlan, parent: Request, child: Request, start: int) -> None:
         """Copy on write: `child` computes position `start`, which is in a block of `parent`'s. It does so in the very

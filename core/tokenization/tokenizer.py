@@ -64,6 +64,33 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [list(encoding.ids) for encoding in encodings]
 
+    def encode_head(
+        self, text: str, length: int, *, add_special_tokens: bool = True, param: str = "input"
+    ) -> list[int]:
+        """The first `length` tokens of `text`, those that the tokenizer puts around every text included. Raises as `encode`."""
+        _check_encodable(text, param)
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        around = self.backend.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding.truncate(max(length - around, 0))
+        return list(self.backend.post_process(encoding, None, add_special_tokens).ids)[:length]
+
+    def encode_pair(
+        self, first: str, second: str, length: int | None = None, *, param: str = "input"
+    ) -> tuple[list[int], int | None]:
+        """The tokens of two texts as one prompt, and where the second begins, if the model is to tell them apart.
+
+        With `length`, tokens are taken off the end of whichever text is longer until they fit. Raises as `encode`.
+        """
+        for text in (first, second):
+            _check_encodable(text, param)
+        left, right = (self.backend.encode(text, add_special_tokens=False) for text in (first, second))
+        if length is not None:
+            kept = _fitting([len(left), len(right)], length - self.backend.num_special_tokens_to_add(True))
+            for encoding, count in zip((left, right), kept, strict=True):
+                encoding.truncate(count)
+        both = self.backend.post_process(left, right, True)
+        return list(both.ids), both.type_ids.index(1) if 1 in both.type_ids else None
+
     @functools.cached_property
     def max_token_chars(self) -> int | None:
         """The most characters of text that one token can stand for, so that a text's length bounds its tokens.
@@ -146,6 +173,16 @@ class Tokenizer:
         if token_id is None:
             raise TokenizerError(f"{role}: {token!r} is not in the vocabulary")
         return token_id
+
+
+def _fitting(lengths: list[int], room: int) -> list[int]:
+    """Two lengths that fit `room` together, what is too much taken off the longer one."""
+    shorter = min(lengths)
+    excess = max(sum(lengths) - max(room, 0), 0)
+    longer = max(max(lengths) - excess, 0)
+    if longer < shorter:  # then both end up alike
+        longer, shorter = -(-max(room, 0) // 2), max(room, 0) // 2
+    return [longer, shorter] if lengths[0] >= lengths[1] else [shorter, longer]
 
 
 def _check_encodable(text: str, param: str) -> None:

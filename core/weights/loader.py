@@ -7,6 +7,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,20 @@ _DRAWN = 1_000_003  # a prime: no two rows of a matrix begin at the same number
 #: Weights that are on the host at once, as float32 16 MiB: a table of gigabytes is never there whole.
 _CHUNK = 4 << 20
 _CHUNK_ROWS = 64  # a chunk begins at a multiple of these, where the device's panels do
+
+
+def matched_names(parameters: Sequence[Parameter], tensors: Mapping[str, Any]) -> Sequence[Parameter]:
+    """The parameters with the names that the checkpoint has.
+
+    A model that was saved without its head, as embedding models are, lacks the first word of each name ("model.", "bert.").
+    """
+    names = [source.name for parameter in parameters for source in parameter.sources]
+    if any(name in tensors for name in names):
+        return parameters
+    short = {name: name.partition(".")[2] for name in names}
+    return [
+        replace(p, sources=tuple(replace(source, name=short[source.name]) for source in p.sources)) for p in parameters
+    ]
 
 
 def load_parameters(
@@ -68,7 +83,7 @@ def dummy_parameters(
         index, name, shape = parameter.value.index, parameter.value.name, parameter.value.resolve(0, 0)
         handle = handles[index] = _allocate(parameter, memory, parts.get(index, ()))
         if parameter.sources:
-            ones = len(shape) == 1 and "norm" in name
+            ones = len(shape) == 1 and "norm" in name.lower() and name.endswith("weight")
             drawn = torch.ones(1) if ones else _draw(math.prod(shape), seed ^ zlib.crc32(name.encode()))
             for rows in _chunks(*shape):
                 memory.upload(handle, _dummy_rows(drawn, rows, shape[1:]), row=rows.start)

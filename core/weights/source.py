@@ -10,8 +10,10 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -135,14 +137,19 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
 
 
-def read_info(source: ModelSource) -> ModelInfo:
-    """Read the description without loading the weights. Raises `ModelError` for files that cannot be used."""
-    return _gguf_info(source.path) if source.format == "gguf" else _directory_info(source)
+def read_info(source: ModelSource, *, overrides: Mapping[str, Any] = MappingProxyType({})) -> ModelInfo:
+    """Read the description without loading the weights; `overrides` replace fields of `hf_config`.
+
+    Raises `ModelError` for files that cannot be used.
+    """
+    if source.format == "gguf":
+        return _gguf_info(source.path, overrides)
+    return _directory_info(source, overrides)
 
 
-def _gguf_info(path: Path) -> ModelInfo:
+def _gguf_info(path: Path, overrides: Mapping[str, Any]) -> ModelInfo:
     with closing(GGUFReader(path)) as reader:
-        config = reader.hf_config()
+        config = {**reader.hf_config(), **overrides}
         return ModelInfo(
             format="gguf",
             architecture=config["architectures"][0],
@@ -153,9 +160,9 @@ def _gguf_info(path: Path) -> ModelInfo:
         )
 
 
-def _directory_info(source: ModelSource) -> ModelInfo:
+def _directory_info(source: ModelSource, overrides: Mapping[str, Any]) -> ModelInfo:
     path = source.path / "config.json"
-    config = _with_classic_rope(_read_json(path))
+    config = _with_classic_rope({**_read_json(path), **overrides})
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or not isinstance(architectures[0], str):
         raise UnsupportedModel(f"{path}: 'architectures' is {architectures!r}; core needs the name of one, in a list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from core.conformance.report import OpSupport
 from core.conformance.subject import Subject
 from core.defaults import torch_dtype
 from core.errors import Unsupported
-from core.platform import Kernel, Platform
+from core.platform import Bucket, Kernel, Platform
 from core.types import DType
 
 _WHY = {
@@ -30,6 +31,11 @@ _WHY = {
     "silu_mul": "gate and up lie in one tensor; taking one for the other still gives plausible numbers",
     "rope_angles": "an angle that is off at far positions shows only on long prompts",
     "rope": "pairs or signs of another convention give fluent but wrong text",
+    "add": "an encoder's words, segments and positions meet here",
+    "add_layer_norm": "it ends every block of an encoder; what it leaves off is missing from every embedding",
+    "activation": "the tanh form of gelu for the exact one, or the reverse, is a small error in every layer",
+    "encoder_attention": "a row that sees another prompt's tokens gives an embedding that depends on the batch",
+    "mean_rows": "an embedding that counts padding, or a neighbour's row, is near enough that nobody looks",
 }
 
 
@@ -236,6 +242,42 @@ def deterministic(subject: Subject) -> None:
     _each_claimed(subject, examine)
 
 
+@check("kernels.sequences", "ops", "an embedding that changes with its neighbours in the batch cannot be compared")
+def sequences(subject: Subject) -> None:
+    """A sequence's rows have the same bits alone as among others, where batch invariance is declared."""
+    subject.require(subject.capabilities.batch_invariant, "capabilities().batch_invariant")
+    if subject.capabilities.buckets:
+        raise NotClaimed("steps have fixed shapes: a sequence is never alone in one")
+    claimed = [op for op in ("encoder_attention", "mean_rows") if subject.platform.kernels().supports(op)]
+    if not claimed:
+        raise NotClaimed("neither encoder_attention nor mean_rows is claimed")
+    for op in claimed:
+        for dtype in _floats(subject):
+            for case in CASES[op](Numbers(op), Bucket(61, 5)):
+                _check_alone(subject, op, dtype, case)
+
+
+def _check_alone(subject: Subject, op: str, dtype: DType, case: Case) -> None:
+    """Hold each sequence of a case, which its last input tells, against a call of its own."""
+    kernel = _kernel(subject, op)
+    together = _call(subject, kernel, case, dtype, views=False).outputs[0].read()
+    starts = case.inputs[-1]
+    assert starts is not None
+    for index, (start, stop) in enumerate(itertools.pairwise(starts.data.tolist())):
+        if start == stop:
+            continue
+        rows = [Input(given.data[start:stop], given.dtype) for given in case.inputs[:-1] if given is not None]
+        own = Input(torch.tensor([0, stop - start], dtype=torch.int32), starts.dtype)
+        per_token = op == "encoder_attention"
+        shape, element = case.outputs[0]
+        outputs = (((stop - start if per_token else 1, shape[1]), element),)
+        alone = _call(subject, kernel, Case(case.label, (*rows, own), outputs, case.attrs), dtype, views=False)
+        among = together[start:stop] if per_token else together[index : index + 1]
+        message = f"{op} {dtype}, {case.label}: sequence {index} has other bits alone than among others"
+        expect(same_bits(alone.outputs[0].read(), among), message)
+        subject.tidy()
+
+
 @check("kernels.unclaimed", "ops", "what is not there must say so, or --op-fallback never gets to help")
 def unclaimed(subject: Subject) -> None:
     """An op that is not claimed has a reason, and get() raises Unsupported for it."""
@@ -272,9 +314,10 @@ def dtypes(subject: Subject) -> None:
 
 @check("floor.ops", "ops", "a backend that claims nothing passes every other check of kernels")
 def floor(subject: Subject) -> None:
-    """Whatever a Llama needs is claimed, unless an executor of the platform's own runs whole models (see floor.serve)."""
+    """Whatever a Llama needs is claimed (encoders need more), unless an executor of the platform's own runs whole models (see floor.serve)."""
     table, backends = subject.platform.kernels(), subject.platform.attention()
-    missing = [op for op in CASES if not table.supports(op)] + ([] if backends else sorted(ops.ATTENTION_OPS))
+    needed = [op for op in CASES if op not in ops.ENCODER_OPS]
+    missing = [op for op in needed if not table.supports(op)] + ([] if backends else sorted(ops.ATTENTION_OPS))
     if missing and type(subject.platform).create_executor is not Platform.create_executor:
         raise NotClaimed("the platform has an executor of its own; floor.serve holds it to a whole model")
     expect(not missing, f"nothing is claimed for {', '.join(missing)}, which a Llama needs")
