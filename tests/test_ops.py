@@ -163,7 +163,7 @@ def declared(*shape: int | Dim, dtype: DType = DType.FLOAT32) -> tuple[Shape, DT
     return shape, dtype
 
 
-T, S = NUM_TOKENS, NUM_SEQS
+T, S, STARTS = NUM_TOKENS, NUM_SEQS, Dim(NUM_SEQS.symbol, 1)
 CALLS: dict[str, tuple[list[tuple[Shape, DType]], Callable[..., Any], dict[str, Any]]] = {
     "embedding": ([declared(T, dtype=DType.INT32), declared(11, 6, dtype=DType.BFLOAT16)], ops.embedding, {}),
     "linear": ([declared(T, 6), declared(4, 6)], ops.linear, {}),
@@ -178,6 +178,15 @@ CALLS: dict[str, tuple[list[tuple[Shape, DType]], Callable[..., Any], dict[str, 
     "silu_mul": ([declared(T, 12)], ops.silu_mul, {}),
     "rope_angles": ([declared(T, dtype=DType.INT32), declared(3)], ops.rope_angles, {"scale": 1.0}),
     "rope": ([declared(T, 16), declared(T, 6)], ops.rope, {"head_dim": 8}),
+    "add": ([declared(T, 6), declared(T, 6)], ops.add, {}),
+    "add_layer_norm": ([declared(T, 6), declared(T, 6), declared(6), declared(6)], ops.add_layer_norm, {"eps": 1e-5}),
+    "activation": ([declared(T, 6)], ops.activation, {"kind": "gelu"}),
+    "encoder_attention": (
+        [declared(T, 16), declared(T, 8), declared(T, 8), declared(STARTS, dtype=DType.INT32)],
+        ops.encoder_attention,
+        {"head_dim": 4, "num_kv_heads": 2, "scale": 0.5},
+    ),
+    "mean_rows": ([declared(T, 6), declared(STARTS, dtype=DType.INT32)], ops.mean_rows, {}),
 }
 
 
@@ -197,6 +206,8 @@ def test_inferred_shapes_are_those_that_the_reference_fills(name: str) -> None:
 
 
 def _tensor(value: Value, fill: float) -> Tensor:
+    if value.shape == (STARTS,):
+        return torch.tensor([0, 2, 5], dtype=torch.int32)
     return torch.full(value.resolve(num_tokens=5, num_seqs=2), fill, dtype=torch_dtype(value.dtype))
 
 
@@ -273,3 +284,54 @@ def test_recording_ends_when_the_forward_raises() -> None:
     assert torch.ones(2).sum() == 2
     with pytest.raises(RecordingError):
         ops.silu_mul(value(OpProgram(), T, 4))
+
+
+# --- encoders and poolers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_add_and_add_layer_norm(dtype: torch.dtype) -> None:
+    x, residual = torch.randn(5, 24).to(dtype), torch.randn(5, 24).to(dtype)
+    weight, bias = torch.rand(24).to(dtype) + 0.5, torch.randn(24).to(dtype)
+    assert torch.equal(run("add", x, residual, out=(5, 24), dtype=dtype), x + residual)
+    exact = torch.nn.functional.layer_norm(
+        x.double() + residual.double(), (24,), weight.double(), bias.double(), eps=1e-5
+    )
+    found = run("add_layer_norm", x, residual, weight, bias, out=(5, 24), dtype=dtype, eps=1e-5)
+    torch.testing.assert_close(found.double(), exact, atol=3 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "meaning"),
+    [
+        ("gelu", lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+        ("gelu_tanh", lambda x: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2),
+        ("relu", lambda x: x * (x > 0)),
+        ("tanh", torch.tanh),
+    ],
+)
+def test_activation(kind: str, meaning: Any) -> None:
+    x = torch.linspace(-8, 8, 99)[None, :]
+    torch.testing.assert_close(run("activation", x, out=(1, 99), kind=kind), meaning(x.double()).float())
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_encoder_attention_sees_both_ways_and_no_other_sequence(kv_heads: int) -> None:
+    lengths, dim = [5, 0, 1, 9], 8
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    query, key, value = (torch.randn(15, heads * dim) for heads in (4, kv_heads, kv_heads))
+    attrs = {"head_dim": dim, "num_kv_heads": kv_heads, "scale": 0.4}
+    found = run("encoder_attention", query, key, value, starts, out=(15, 4 * dim), **attrs)
+    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        q, k, v = (
+            each[start:stop].unflatten(-1, (-1, dim)).transpose(0, 1).repeat_interleave(4 * dim // each.shape[1], 0)
+            for each in (query, key, value)
+        )
+        wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.4).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(found[start:stop], wanted)
+
+
+def test_mean_rows() -> None:
+    x, starts = torch.randn(7, 3), torch.tensor([0, 2, 2, 7], dtype=torch.int32)
+    wanted = torch.stack([x[:2].mean(0), torch.zeros(3), x[2:].mean(0)])
+    torch.testing.assert_close(run("mean_rows", x, starts, out=(3, 3)), wanted)

@@ -89,6 +89,10 @@ class SimPlatform(Platform):
 
     def plan(self, config: Config) -> Plan:
         """Settle types, step limits and the KV cache. Raises Unsupported, and OutOfDeviceMemory where weights do not fit."""
+        if config.model.pooler is not None:
+            raise Unsupported(
+                "a model that pools", "the simulation gives tokens and no vectors; serve one that generates"
+            )
         self._check_parallel(config)
         overrides: list[Override] = []
         config = self._with_dtypes(config, overrides)

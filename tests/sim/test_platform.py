@@ -142,7 +142,9 @@ def test_kernels_take_their_time() -> None:
 def test_which_kernels_there_are() -> None:
     kernels = SimPlatform(load_profile("h100"), virtual=True).kernels()
     ops = importlib.import_module("core.ops")
-    assert {op for op in ops.REFERENCE if kernels.supports(op)} == set(ops.REFERENCE) - ops.ATTENTION_OPS
+    assert {op for op in ops.REFERENCE if kernels.supports(op)} == set(
+        ops.REFERENCE
+    ) - ops.ATTENTION_OPS - ops.ENCODER_OPS
     with pytest.raises(Unsupported, match="op attention"):
         kernels.get("attention")
 

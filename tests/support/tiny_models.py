@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 VOCAB = 384
 
@@ -85,3 +86,70 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
+
+
+_ENCODER: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+}
+
+#: Encoders, with their classes in transformers and what is their own. Token 3, which pads RoBERTas, is "!".
+ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("BertConfig", "BertModel", {}),
+    "bert-tanh": ("BertConfig", "BertModel", {"hidden_act": "gelu_new"}),
+    "roberta": ("RobertaConfig", "RobertaModel", {"type_vocab_size": 1, "pad_token_id": 3}),
+    "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {"type_vocab_size": 1, "pad_token_id": 3}),
+    "cross-encoder": ("BertConfig", "BertForSequenceClassification", {"num_labels": 1}),
+    "classifier": ("BertConfig", "BertForSequenceClassification", {"num_labels": 3}),
+    "roberta-classifier": (
+        "RobertaConfig",
+        "RobertaForSequenceClassification",
+        {"num_labels": 1, "type_vocab_size": 1, "pad_token_id": 3},
+    ),
+}
+
+
+def build_encoder(name: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """A random encoder in float32, of which nothing is zero or one."""
+    config_class, model_class, differences = ENCODERS[name]
+    torch.manual_seed(seed)
+    settings = getattr(transformers, config_class)(**{**_ENCODER, **differences})
+    model: transformers.PreTrainedModel = getattr(transformers, model_class)(settings).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+            elif "LayerNorm" in parameter_name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def save_encoder(name: str, directory: Path, *, pooling: str | None = None, normalize: bool = True) -> Path:
+    """The encoder with the byte tokenizer, which puts tokens 1 and 2 around texts and pairs, as a directory.
+
+    With `pooling` ("mean", "cls") it is a sentence-transformers checkpoint.
+    """
+    build_encoder(name).save_pretrained(directory)
+    tokenizer = byte_tokenizer()
+    pair = "<s>:0 $A:0 </s>:0 $B:1 </s>:1" if ENCODERS[name][0] == "BertConfig" else "<s> $A </s> </s> $B </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    if pooling is not None:
+        kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+        modules = [
+            {"path": "1_Pooling" if k == "Pooling" else "", "type": f"sentence_transformers.models.{k}"} for k in kinds
+        ]
+        (directory / "modules.json").write_text(json.dumps(modules))
+        (directory / "1_Pooling").mkdir()
+        mode = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
+        (directory / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, mode: True}))
+    return directory
