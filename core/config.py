@@ -236,14 +236,6 @@ def parse_options(given: dict[str, Any]) -> Options:
         raise ConfigError(path.rstrip("`") or "options", message) from error
 
 
-def parse_object(option: str, text: str | None) -> dict[str, Any]:
-    """A JSON object, empty where none is given. Raises ConfigError."""
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any]) if text is not None else {}
-    except msgspec.MsgspecError as error:
-        raise ConfigError(option, f"is not a JSON object: {error}") from error
-
-
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -285,7 +277,7 @@ def resolve(model: str | None, options: Options, extensions: Extensions = NO_EXT
 
     name = model if model is not None else source.default_model()
     found = source.locate(name, revision=options.revision, weights=options.load_format != "dummy")
-    info = source.read_info(found, overrides=parse_object("--hf-overrides", options.hf_overrides))
+    info = source.read_info(found, overrides=options.hf_overrides)
     quantized.quantization_scheme(info.hf_config, extensions.quantization_schemes)
     pooler = _pooler(options, info, found.path, extensions)
     longest = longest_prompt(info.architecture, info.hf_config)

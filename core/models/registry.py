@@ -54,8 +54,8 @@ _HEADLESS = {name.replace("ForCausalLM", "Model"): module for name, module in _A
 
 
 def architectures(added: Mapping[str, Extension]) -> list[str]:
-    """The names that can be served, with those `added` by plugins."""
-    return sorted({*_ARCHITECTURES, *_HEADLESS, *ENCODERS, *added})
+    """The names that generate, with those `added` by plugins."""
+    return sorted({*_ARCHITECTURES, *added})
 
 
 def settings_reader(architecture: str) -> ReadSettings:
@@ -75,9 +75,12 @@ def model_builder(architecture: str, added: Mapping[str, Extension]) -> BuildMod
     if architecture in added:
         build: BuildModel = added[architecture].load()
         return build
-    known = architectures(added)
+    raise _unknown(architecture, architectures(added))
+
+
+def _unknown(architecture: str, known: list[str]) -> UnsupportedModel:
     hint = nearest(architecture, known)
-    raise UnsupportedModel(f"architecture {architecture!r} is not implemented{hint}; known: {', '.join(known)}")
+    return UnsupportedModel(f"architecture {architecture!r} is not implemented{hint}; known: {', '.join(known)}")
 
 
 def pooled_model(architecture: str, added: Mapping[str, Extension], pooler: PoolerConfig) -> BuildHidden:
@@ -90,6 +93,8 @@ def pooled_model(architecture: str, added: Mapping[str, Extension], pooler: Pool
     if module is not None:
         read: ReadSettings = importlib.import_module(module).settings
         return lambda builder, hf_config: DecoderModel(builder, replace(read(hf_config), has_head=False))
+    if architecture not in added:
+        raise _unknown(architecture, sorted({*architectures(added), *_HEADLESS, *ENCODERS}))
     build = model_builder(architecture, added)
 
     def checked(builder: Builder, hf_config: Mapping[str, Any]) -> HiddenModel:

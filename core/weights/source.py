@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -137,14 +136,20 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
 
 
-def read_info(source: ModelSource, *, overrides: Mapping[str, Any] = MappingProxyType({})) -> ModelInfo:
-    """Read the description without loading the weights; `overrides` replace fields of `hf_config`.
+def read_info(source: ModelSource, *, overrides: str | None = None) -> ModelInfo:
+    """Read the description without loading the weights; `overrides`, a JSON object, replaces fields of `hf_config`.
 
-    Raises `ModelError` for files that cannot be used.
+    Raises `ModelError` for files that cannot be used, ConfigError for overrides of another form.
     """
-    if source.format == "gguf":
-        return _gguf_info(source.path, overrides)
-    return _directory_info(source, overrides)
+    replaced = _parse_overrides(overrides)
+    return _gguf_info(source.path, replaced) if source.format == "gguf" else _directory_info(source, replaced)
+
+
+def _parse_overrides(text: str | None) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any]) if text is not None else {}
+    except msgspec.MsgspecError as error:
+        raise ConfigError("--hf-overrides", f"is not a JSON object: {error}") from error
 
 
 def _gguf_info(path: Path, overrides: Mapping[str, Any]) -> ModelInfo:

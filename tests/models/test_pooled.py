@@ -136,6 +136,11 @@ def test_what_the_checkpoint_and_the_user_say_of_norms(tiny_encoder: Make, optio
         assert llm.engine.config.model.pooler.activation == "none"
 
 
+def test_unknown_encoders_name_the_nearest(tiny_encoder: Make) -> None:
+    with pytest.raises(UnsupportedModel, match="did you mean 'BertModel'"):
+        load(tiny_encoder("bert"), hf_overrides='{"architectures": ["BertModle"]}', runner="pooling")
+
+
 def test_modules_that_would_be_left_out_are_refused(tiny_encoder: Make, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_encoder("bert", pooling="mean"), tmp_path / "model")
     modules = json.loads((path / "modules.json").read_text())
