@@ -40,6 +40,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[
         str | None, Meta(description="keys that requests must bear, between commas, where no option gives any")
     ] = None
+    usage_source: Annotated[
+        str,
+        Meta(
+            description="how this copy is run, which images set; told by /version, metrics and the log, and sent nowhere"
+        ),
+    ] = "unknown"
     admin_key: Annotated[str | None, Meta(description="the same for --admin-key")] = None
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+import core
 from core import envs, logs, plugins
 from core.cli.listen import Address, listen
 from core.cli.options import add_engine_options, add_options, engine_options, given_options
@@ -27,6 +28,8 @@ from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.tls import ssl_context
 from core.server.tracing import check_tracing
+
+_log = logs.get_logger("serve")
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         choose_parsers(server, extensions)  # the frontends do so too, and much later
         config = resolve(args.model, options, extensions)
         chosen = plugins.choose(options)
+        _log.info("starting", version=core.__version__, usage_source=envs.read().usage_source)
         _say(f"{config.model.name} ({config.model.architecture}) on platform {chosen.name}: {chosen.reason}")
         launch = Launch(
             config=config,

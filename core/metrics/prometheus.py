@@ -13,6 +13,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+import core
+from core import envs
+from core.engine.messages import EngineStatus
 from core.metrics.base import FinishedChoice, MetricsSink
 from core.types import EngineStats
 
@@ -38,6 +41,9 @@ _PHASES = {
     "decode": "From its first token to its last.",
     "inference": "From when it first ran to its last token.",
 }
+
+#: Of a memory plan, what is in bytes; `total` is the others together.
+_PARTS = frozenset({"weights", "kv_cache", "activations", "inputs", "total", "free"})
 
 _Value = Callable[[EngineStats], float]
 _GAUGES: dict[str, tuple[str, _Value]] = {
@@ -73,10 +79,12 @@ _COUNTERS: dict[str, tuple[str, _Value]] = {
 
 
 class _EngineCollector(Collector):
-    """The engine's own figures, as of the scrape."""
+    """The engine's own figures, and what the supervisor says of it, as of the scrape."""
 
     def __init__(self, model: str, prefix: str) -> None:
         self.stats: EngineStats | None = None
+        self.status = EngineStatus()
+        self._usage_source = envs.read().usage_source
         self._model = model
         self._prefix = prefix
 
@@ -86,6 +94,7 @@ class _EngineCollector(Collector):
         )
         up.add_metric([self._model], 0.0 if self.stats is None else 1.0)
         yield up
+        yield from self._of_status()
         if self.stats is None:
             return
         for name, (text, value) in _GAUGES.items():
@@ -96,6 +105,25 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(f"{self._prefix}{name}", text, labels=["model_name"])
             counter.add_metric([self._model], value(self.stats))
             yield counter
+
+    def _of_status(self) -> Iterator[Metric]:
+        labels = {"version": core.__version__, "platform": self.status.platform, "usage_source": self._usage_source}
+        info = GaugeMetricFamily(
+            f"{self._prefix}server_info", "1, with what runs here.", labels=["model_name", *labels]
+        )
+        info.add_metric([self._model, *labels.values()], 1.0)
+        yield info
+        restarts = CounterMetricFamily(
+            f"{self._prefix}engine_restarts", "Engines that died since the server started.", labels=["model_name"]
+        )
+        restarts.add_metric([self._model], self.status.restarts)
+        yield restarts
+        memory = GaugeMetricFamily(
+            f"{self._prefix}memory_plan_bytes", "The device's memory, by what it is for.", labels=["model_name", "part"]
+        )
+        for part in _PARTS & self.status.memory_plan.keys():
+            memory.add_metric([self._model, part], self.status.memory_plan[part])
+        yield memory
 
 
 class PrometheusMetrics(MetricsSink):
@@ -178,9 +206,10 @@ class PrometheusMetrics(MetricsSink):
         """A plugin's sink raised."""
         self._sink_errors.labels(self._model, sink).inc()
 
-    def render(self, stats: EngineStats | None) -> tuple[bytes, str]:
+    def render(self, stats: EngineStats | None, status: EngineStatus | None = None) -> tuple[bytes, str]:
         """Everything, with the engine's figures where there are any: body and content type."""
         self._engine.stats = stats
+        self._engine.status = status or EngineStatus()
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 

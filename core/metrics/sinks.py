@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from core.engine.messages import EngineStatus
 from core.extensions import Extension
 from core.logs import get_logger
 from core.metrics.base import FinishedChoice, MetricsSink
@@ -47,9 +48,9 @@ class Metrics(MetricsSink):
         for sink in self._sinks:
             sink.tell(lambda to: to.close())
 
-    def render(self, stats: EngineStats | None) -> tuple[bytes, str]:
+    def render(self, stats: EngineStats | None, status: EngineStatus | None = None) -> tuple[bytes, str]:
         """Prometheus' text, with the engine's figures where there are any: body and content type."""
-        return self._prometheus.render(stats)
+        return self._prometheus.render(stats, status)
 
 
 class GuardedSink:

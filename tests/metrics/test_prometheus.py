@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
+import core
+from core.engine.messages import EngineStatus
 from core.metrics.base import FinishedChoice
 from core.metrics.prometheus import PrometheusMetrics
 from core.types import EngineStats, KVTransferStats
@@ -61,3 +67,14 @@ def test_one_without_a_token_has_no_phases() -> None:
     )  # fmt: skip
     metrics.finished(finished)
     assert sample(metrics.render(None)[0].decode(), "core:request_queue_time_seconds_count") == 0
+
+
+def test_what_runs_here_and_how_its_memory_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORE_USAGE_SOURCE", "production-docker-image")
+    status = EngineStatus(platform="sim", restarts=2, memory_plan={"weights": 100, "free": 50, "num_blocks": 7})
+    text = PrometheusMetrics("m").render(None, status)[0].decode()
+    labels = f'model_name="m",platform="sim",usage_source="production-docker-image",version="{core.__version__}"'
+    assert f"core:server_info{{{labels}}} 1.0\n" in text
+    assert sample(text, "core:engine_restarts_total") == 2
+    parts = re.findall(r'memory_plan_bytes\{model_name="m",part="(\w+)"\} (\S+)', text)
+    assert sorted(parts) == [("free", "50.0"), ("weights", "100.0")], "num_blocks is no part of memory"

@@ -367,7 +367,10 @@ async def test_metrics_without_an_engine(server: Any) -> None:
 
 
 async def test_version_and_index(server: Any) -> None:
-    assert msgspec.json.decode((await get(f"{server.url}/version"))[1]) == {"version": "0.1.0"}
+    assert msgspec.json.decode((await get(f"{server.url}/version"))[1]) == {
+        "version": "0.1.0",
+        "usage_source": "unknown",
+    }
     assert "/v1/chat/completions" in msgspec.json.decode((await get(f"{server.url}/"))[1])["endpoints"]
 
 

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 import core
+from core import envs
 from core.errors import EngineDead
 from core.server.state import STATE
 from core.types import EngineStats
@@ -46,14 +47,14 @@ async def metrics(request: web.Request) -> web.Response:
             stats = await asyncio.wait_for(state.client.stats(), _STATS_TIMEOUT)
         except (TimeoutError, EngineDead):
             stats = None  # shown as core:engine_up 0
-    body, content_type = state.metrics.render(stats)
+    body, content_type = state.metrics.render(stats, state.client.status)
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def version(request: web.Request) -> web.Response:
-    """Which release this is."""
+    """Which release this is, and how it was put here: the image's name where it runs in one of ours."""
     del request
-    return _json({"version": core.__version__})
+    return _json({"version": core.__version__, "usage_source": envs.read().usage_source})
 
 
 async def load(request: web.Request) -> web.Response:
