@@ -23,7 +23,7 @@ from core.engine.supervisor import Launch, Supervisor
 from core.progress import ProgressBar
 from core.server.cors import CrossOrigin
 from core.server.keys import KeyRing
-from core.server.limits import key_limits
+from core.server.limits import key_limits, shared
 from core.server.options import ServerOptions
 from core.server.parsers import choose_parsers
 from core.server.tls import ssl_context
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         launch = Launch(
             config=config,
             chosen=chosen,
-            frontend_options=server,
+            frontend_options=shared(server, processes.api_server_count),
             listen_fd=listener.fileno(),
             api_server_count=processes.api_server_count,
             shutdown_timeout_s=processes.shutdown_timeout,

@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
+from pathlib import Path
 
 import uvloop
 from aiohttp import web
@@ -18,6 +19,7 @@ from core.server.access import access_middleware
 from core.server.authorize import authorize
 from core.server.cors import CrossOrigin
 from core.server.errors import add_headers, errors_middleware
+from core.server.frontends import FRONTENDS, Frontends
 from core.server.keys import KeyRing
 from core.server.limits import key_limits, limiter
 from core.server.malformed_http import Runner
@@ -37,8 +39,10 @@ log = get_logger("server")
 _BACKLOG = 1024
 
 
-def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOptions) -> web.Application:
-    """OpenAI's API in front of an engine. Serve it with `app_runner`.
+def create_app(
+    client: EngineClient, tokenizer: Tokenizer, options: ServerOptions, frontends: Frontends | None = None
+) -> web.Application:
+    """OpenAI's API in front of an engine, alone or with other `frontends`. Serve it with `app_runner`.
 
     Raises PluginLoadError or ConfigError for what plugins add to the server and cannot be used.
     """
@@ -54,6 +58,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, options: ServerOption
     middlewares = [*outermost, access_middleware, errors_middleware, cross_origin.preflight, authorize, limit]
     app = web.Application(middlewares=middlewares, client_max_size=options.max_body_bytes)
     app[STATE], app[ROOT_PATH] = state, options.root_path
+    app[FRONTENDS] = frontends or Frontends()
     app[RESPONSES] = ResponseStore(options.max_stored_responses)
     app.on_response_prepare.append(add_headers)
     if cross_origin:
@@ -104,9 +109,12 @@ async def _serve(config: Config, options: ServerOptions, listen_fd: int, control
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     client = RemoteEngineClient(control_endpoint, config)
     tokenizer = load_tokenizer(config.model.tokenizer_path, chat_template=config.model.chat_template)
-    app = create_app(client, tokenizer, options)
+    # Beside the supervisor's own socket there is room for one of each frontend.
+    frontends = Frontends(Path(control_endpoint.removeprefix("ipc://")).parent)
+    app = create_app(client, tokenizer, options, frontends)
     runner = app_runner(app)
     await runner.setup()
+    await frontends.listen(runner)
     site = web.SockSite(runner, socket.socket(fileno=listen_fd), ssl_context=ssl_context(options), backlog=_BACKLOG)
     await site.start()
     await stop.wait()

@@ -1,4 +1,5 @@
-"""What one client, or all together, may have waiting here at once. Counted by each frontend process for itself."""
+"""What one client, or all together, may have waiting here at once. Counted by each frontend process for itself, which is
+given its part of the whole."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from core.errors import ConfigError, QueueFull
 from core.server.authorize import KEY_NUMBER
 from core.server.errors import Handler
+from core.server.frontends import FRONTENDS
 from core.server.options import ServerOptions
 from core.server.plugin_routes import is_api
 from core.server.state import STATE
@@ -73,6 +76,20 @@ def key_limits(options: ServerOptions, *, has_keys: bool) -> KeyLimits:
     return KeyLimits(options.max_concurrency_per_key, options.rate_limit_per_key)
 
 
+def shared(options: ServerOptions, frontends: int) -> ServerOptions:
+    """The options of each of so many frontends, between whom the limits are divided, rounded up."""
+
+    def part(whole: int) -> int:
+        return -(-whole // frontends)
+
+    return msgspec.structs.replace(
+        options,
+        max_concurrency_per_key=part(options.max_concurrency_per_key),
+        rate_limit_per_key=part(options.rate_limit_per_key),
+        max_queued_tokens=part(options.max_queued_tokens),
+    )
+
+
 def limiter(limits: KeyLimits) -> Middleware:
     """A middleware that holds clients' requests to the API to the limits. Administrators have none."""
 
@@ -80,6 +97,8 @@ def limiter(limits: KeyLimits) -> Middleware:
     async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
         number = request.get(KEY_NUMBER)
         if number is None or request.app[STATE].keys.is_admin(number) or not is_api(request):
+            return await handler(request)
+        if request.app[FRONTENDS].passed_on(request):
             return await handler(request)
         with limits.running(number):
             return await handler(request)

@@ -16,7 +16,7 @@ class ParserOptions(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_parser: Annotated[
         str | None,
         Meta(
-            description="how the model writes tool calls: hermes, llama3_json, or a plugin's; default: tools are refused"
+            description="how the model writes tool calls: hermes, llama3_json, mistral, pythonic, or a plugin's; default: tools are refused"
         ),
     ] = None
     reasoning_parser: Annotated[
@@ -89,13 +89,13 @@ class ServerOptions(ParserOptions, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 120.0
     max_queued_tokens: Annotated[
         int,
-        Meta(ge=0, description="prompt tokens waiting in a frontend beyond which requests get HTTP 429; 0: no limit"),
+        Meta(ge=0, description="prompt tokens waiting beyond which requests get HTTP 429; 0: no limit"),
     ] = 0
     max_concurrency_per_key: Annotated[
-        int, Meta(ge=0, description="requests of one key that a frontend runs at once, else HTTP 429; 0: no limit")
+        int, Meta(ge=0, description="requests of one key that run at once, else HTTP 429; 0: no limit")
     ] = 0
     rate_limit_per_key: Annotated[
-        int, Meta(ge=0, description="requests a minute that a frontend takes of one key, else HTTP 429; 0: no limit")
+        int, Meta(ge=0, description="requests a minute that are taken of one key, else HTTP 429; 0: no limit")
     ] = 0
     otlp_traces_endpoint: Annotated[
         str | None,

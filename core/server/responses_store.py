@@ -19,11 +19,15 @@ MAX_BYTES = 64 << 20
 
 @dataclass
 class StoredResponse:
-    """A response with the items it answers: `earlier` are those of the responses before it, `given` its own input."""
+    """A response with the items it answers: `earlier` are those of the responses before it, `given` its own input.
+
+    `owner` is the number of the key that it was made with, None where none is needed: to any other it does not exist.
+    """
 
     response: ResponseBody
     earlier: list[Item]
     given: list[Item]
+    owner: int | None = None
     task: asyncio.Task[None] | None = None  # while it runs in the background
 
     def conversation(self) -> list[Item]:
@@ -51,10 +55,10 @@ class ResponseStore:
         while len(self._responses) > self._capacity or self._bytes > self._max_bytes:
             self._drop(next(iter(self._responses)))
 
-    def get(self, response_id: str, *, param: str = "response_id") -> StoredResponse:
-        """Raises NotFound."""
+    def get(self, response_id: str, owner: int | None = None, *, param: str = "response_id") -> StoredResponse:
+        """Raises NotFound, also where it is another's."""
         stored = self._responses.get(response_id)
-        if stored is None:
+        if stored is None or stored.owner != owner:
             message = (
                 f"{param}: there is no response {response_id[:64]!r}; the server keeps the newest ones that were made "
                 "with store, until it ends"
@@ -63,14 +67,16 @@ class ResponseStore:
         self._responses.move_to_end(response_id)
         return stored
 
-    def delete(self, response_id: str) -> None:
+    def delete(self, response_id: str, owner: int | None = None) -> None:
         """Forget a response, and end it if it runs. Raises NotFound."""
-        self.get(response_id)
+        self.get(response_id, owner)
         self._drop(response_id)
 
-    def conversation(self, response_id: str | None) -> list[Item]:
+    def conversation(self, response_id: str | None, owner: int | None = None) -> list[Item]:
         """The items that a response after `response_id` goes on from; none for None. Raises NotFound."""
-        return [] if response_id is None else self.get(response_id, param="previous_response_id").conversation()
+        if response_id is None:
+            return []
+        return self.get(response_id, owner, param="previous_response_id").conversation()
 
     def _drop(self, response_id: str) -> None:
         stored = self._responses.pop(response_id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import msgspec
@@ -11,11 +12,13 @@ from aiohttp import web
 from core.errors import InvalidRequest
 from core.server.admission import read, tokens
 from core.server.answer import collected, stream
-from core.server.errors import IGNORED_FIELDS, REQUEST_ID, describe
+from core.server.authorize import KEY_NUMBER
+from core.server.errors import IGNORED_FIELDS, REQUEST_ID, Handler, describe
+from core.server.frontends import FRONTENDS
 from core.server.generation import GENERATION, Generation
 from core.server.protocol import ChatRequest
 from core.server.responses_format import ResponseError, ResponseEvents, ResponseFormat, new_body
-from core.server.responses_protocol import ConversationRequest, ResponsesRequest, new_id
+from core.server.responses_protocol import ConversationRequest, ResponsesRequest
 from core.server.responses_store import RESPONSES, ResponseStore, StoredResponse
 from core.server.routes.chat import admit_chat, chat_context
 from core.server.state import STATE, ServerState
@@ -28,17 +31,20 @@ _LISTED = 20
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, and keep the answer unless `store` is false."""
     body = await read(request, ResponsesRequest)
+    if (away := request.app[FRONTENDS].holder(request, body.previous_response_id)) is not None:
+        return await request.app[FRONTENDS].pass_on(request, away)
     body.check()
     request[IGNORED_FIELDS].extend(body.unenforced())
     state, store = request.app[STATE], request.app[RESPONSES]
-    earlier, given = store.conversation(body.previous_response_id), body.items()
+    owner = request.get(KEY_NUMBER)
+    earlier, given = store.conversation(body.previous_response_id, owner), body.items()
     chat = body.chat([*earlier, *given])
     generation, form = await admit_chat(
         state, chat, _tools(state, chat), prefix="resp", field="input", format_field="text.format"
     )
     request[GENERATION] = generation
-    response = new_body(body, new_id("resp"), generation.created, state.model)
-    stored, format_ = StoredResponse(response, earlier, given), ResponseFormat(generation, form, response)
+    response = new_body(body, request.app[FRONTENDS].new_response_id(), generation.created, state.model)
+    stored, format_ = StoredResponse(response, earlier, given, owner), ResponseFormat(generation, form, response)
     if body.background:
         return _in_background(request, stored, generation, format_)
     if body.stream:
@@ -129,7 +135,7 @@ async def get_response(request: web.Request) -> web.Response:
 async def delete_response(request: web.Request) -> web.Response:
     """Forget a response."""
     response_id = request.match_info["response_id"]
-    request.app[RESPONSES].delete(response_id)
+    request.app[RESPONSES].delete(response_id, request.get(KEY_NUMBER))
     return _json({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -157,20 +163,33 @@ async def list_input_items(request: web.Request) -> web.Response:
     )
 
 
-async def count_input_tokens(request: web.Request) -> web.Response:
+async def count_input_tokens(request: web.Request) -> web.StreamResponse:
     """How many tokens a response's prompt would have."""
     body = await read(request, ConversationRequest)
+    if (away := request.app[FRONTENDS].holder(request, body.previous_response_id)) is not None:
+        return await request.app[FRONTENDS].pass_on(request, away)
     request[IGNORED_FIELDS].extend(body.unenforced())
     state = request.app[STATE]
-    earlier = request.app[RESPONSES].conversation(body.previous_response_id)
+    earlier = request.app[RESPONSES].conversation(body.previous_response_id, request.get(KEY_NUMBER))
     chat = body.chat([*earlier, *body.items()])
     prompt = (await chat_context(state, chat, _tools(state, chat), field="input")).prompt
     count = len(await tokens(state, prompt, add_special_tokens=False, field="input"))
     return _json({"object": "response.input_tokens", "input_tokens": count})
 
 
+def _where_it_is(handler: Handler) -> Handler:
+    """The handler of a stored response, run by the frontend that has it."""
+
+    @functools.wraps(handler)
+    async def run(request: web.Request) -> web.StreamResponse:
+        away = request.app[FRONTENDS].holder(request, request.match_info["response_id"])
+        return await (handler(request) if away is None else request.app[FRONTENDS].pass_on(request, away))
+
+    return run
+
+
 def _stored(request: web.Request) -> StoredResponse:
-    return request.app[RESPONSES].get(request.match_info["response_id"])
+    return request.app[RESPONSES].get(request.match_info["response_id"], request.get(KEY_NUMBER))
 
 
 def _choice(request: web.Request, name: str, default: str, known: tuple[str, ...]) -> str:
@@ -198,8 +217,8 @@ def _json(answer: Any) -> web.Response:
 ROUTES = [
     web.post("/v1/responses", create_response),
     web.post("/v1/responses/input_tokens", count_input_tokens),
-    web.get("/v1/responses/{response_id}", get_response),
-    web.delete("/v1/responses/{response_id}", delete_response),
-    web.post("/v1/responses/{response_id}/cancel", cancel_response),
-    web.get("/v1/responses/{response_id}/input_items", list_input_items),
+    web.get("/v1/responses/{response_id}", _where_it_is(get_response)),
+    web.delete("/v1/responses/{response_id}", _where_it_is(delete_response)),
+    web.post("/v1/responses/{response_id}/cancel", _where_it_is(cancel_response)),
+    web.get("/v1/responses/{response_id}/input_items", _where_it_is(list_input_items)),
 ]
