@@ -65,18 +65,8 @@ class Frontends:
                 answer = await session.request(request.method, url, headers=headers, data=body)
             except aiohttp.ClientConnectionError as error:
                 raise web.HTTPBadGateway(text=f"the frontend that has this response has gone: {error}") from error
-            kept: dict[str, str] = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
-            response = web.StreamResponse(status=answer.status, headers=kept)
-            await response.prepare(request)
-            try:
-                async for piece in answer.content.iter_any():
-                    await response.write(piece)
-            except aiohttp.ClientError as error:
-                if request.transport is not None:
-                    request.transport.abort()  # what is out must not be taken for the whole
-                raise ConnectionResetError("the frontend that has this response broke off") from error
-            await response.write_eof()
-            return response
+            async with answer:
+                return await _passed_back(request, answer)
 
     def _socket_of(self, name: str) -> Path:
         assert self._directory is not None
@@ -87,6 +77,21 @@ class Frontends:
         if self.socket is not None:
             await web.UnixSite(runner, str(self.socket)).start()
             os.chmod(self.socket, 0o600)
+
+
+async def _passed_back(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    kept: dict[str, str] = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    response = web.StreamResponse(status=answer.status, headers=kept)
+    await response.prepare(request)
+    try:
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+    except aiohttp.ClientError as error:
+        if request.transport is not None:
+            request.transport.abort()  # what is out must not be taken for the whole
+        raise ConnectionResetError("the frontend that has this response broke off") from error
+    await response.write_eof()
+    return response
 
 
 FRONTENDS: web.AppKey[Frontends] = web.AppKey("frontends", Frontends)
