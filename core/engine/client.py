@@ -30,6 +30,7 @@ from core.engine.messages import (
     Stats,
     Submit,
     encode,
+    joined,
     request_error,
 )
 from core.engine.sockets import SocketTransport
@@ -101,7 +102,7 @@ class _Stream:
         self.answered = False  # by the engine that runs now
         self.submitted = False  # to the engine that runs now
         self.finished = False
-        self._deltas: deque[RequestDelta] = deque()
+        self._deltas: list[RequestDelta] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -137,12 +138,14 @@ class _Stream:
             self._waiter.set_result(None)
 
     async def next(self) -> RequestDelta:
+        """What waits, in one: a consumer that lags gets fewer and larger pieces."""
         while not self._deltas:
             if self._error is not None:
                 raise self._error
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._deltas.popleft()
+        waiting, self._deltas = self._deltas, []
+        return joined(waiting)
 
     def resumed(self) -> EngineRequest:
         """The request as another engine has to be given it."""

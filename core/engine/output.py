@@ -42,6 +42,7 @@ class Choice:
     def __init__(self, tokenizer: Tokenizer, request: EngineRequest) -> None:
         params = request.params
         self._index = request.choice_index
+        self._may_stop = bool(params.stop)
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=params.skip_special_tokens,
@@ -54,8 +55,11 @@ class Choice:
         self.finished = False
 
     def push(self, delta: RequestDelta) -> ChoiceDelta:
-        """The delta as text. `finished` turns true at a stop string too: the engine does not know of those."""
-        text = self._detokenizer.push(delta.token_ids)
+        """The delta as text. `finished` turns true at a stop string too: the engine does not know of those.
+
+        What was generated after it is no part of the answer.
+        """
+        text, num_tokens = self._text(delta.token_ids)
         stop = self._detokenizer.stop_string
         reason: FinishReason | None = delta.finish_reason
         if stop is not None:
@@ -66,8 +70,8 @@ class Choice:
         return ChoiceDelta(
             index=self._index,
             text=text,
-            token_ids=delta.token_ids,
-            logprobs=delta.logprobs,
+            token_ids=delta.token_ids[:num_tokens],
+            logprobs=None if delta.logprobs is None else delta.logprobs[:num_tokens],
             finish_reason=reason,
             stop_reason=stop if stop is not None else delta.stop_reason,
             num_cached_tokens=delta.num_cached_tokens,
@@ -75,6 +79,17 @@ class Choice:
             queue_seconds=delta.queue_seconds,
             prompt_logprobs=delta.prompt_logprobs,
         )
+
+    def _text(self, token_ids: list[int]) -> tuple[str, int]:
+        """The text that is certain now, and how many of the tokens are the answer's."""
+        if not self._may_stop or len(token_ids) < 2:
+            return self._detokenizer.push(token_ids), len(token_ids)
+        text = ""
+        for count, token_id in enumerate(token_ids, 1):
+            text += self._detokenizer.push([token_id])
+            if self._detokenizer.stop_string is not None:
+                return text, count
+        return text, len(token_ids)
 
 
 async def generate(

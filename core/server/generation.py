@@ -49,6 +49,11 @@ async def _merged(sources: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> Async
     A client that reads slowly, or an event loop that lags, gets fewer and larger pieces. Closing this closes the
     sources, which ends their requests in the engine.
     """
+    if len(sources) == 1:  # the engine's client keeps together what waits of one request
+        async with aclosing(sources[0]) as only:
+            async for delta in only:
+                yield {0: delta}
+        return
     ready: dict[int, list[ChoiceDelta]] = {}
     wake = asyncio.Event()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import StreamWriter
 
 from core.server.errors import describe, message_error
 from core.server.state import STATE
@@ -31,8 +33,10 @@ class EventStream(abc.ABC):
     async def open(self, request: web.Request) -> None:
         """Send the headers; errors are events from here on."""
         self._patience = request.app[STATE].options.send_timeout
-        self._transport = request.transport
+        self._protocol = request.protocol
         await self._response.prepare(request)
+        assert isinstance(request.writer, StreamWriter), "what prepare wrote the headers to"
+        self._writer = request.writer
 
     async def write(self, events: list[bytes]) -> None:
         """Send events, if there are any, in one write; waits while the client does not read.
@@ -41,18 +45,23 @@ class EventStream(abc.ABC):
         """
         if not events:
             return
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._response.write(b"".join(events))
-        except TimeoutError:
-            if self._transport is not None:
-                self._transport.abort()
-            raise ConnectionResetError(f"the reader took nothing for {self._patience:g} seconds") from None
+        await self._writer.write(b"".join(events), drain=False)
+        if self._protocol.writing_paused:  # a timer for each write would cost as much as the rest of it
+            await self._patiently(self._writer.drain())
 
     async def close(self) -> web.StreamResponse:
         """End the stream."""
-        await self._response.write_eof()
+        await self._patiently(self._response.write_eof())
         return self._response
+
+    async def _patiently(self, sent: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await sent
+        except TimeoutError:
+            if self._protocol.transport is not None:
+                self._protocol.transport.abort()
+            raise ConnectionResetError(f"the reader took nothing for {self._patience:g} seconds") from None
 
     @abc.abstractmethod
     async def fail(self, error: Exception, request_id: str) -> web.StreamResponse:

@@ -31,7 +31,7 @@ from core.engine.messages import (
     rejection,
 )
 from core.errors import EngineDead, QueueFull
-from core.types import EngineStats, RequestDelta
+from core.types import EngineStats, RequestDelta, TokenLogprobs
 
 
 class Stage:
@@ -114,6 +114,23 @@ async def test_a_new_engine_gets_the_request_with_what_was_emitted(stage: Stage)
     await first.say(Deltas([RequestDelta("r", [99])]))  # too late: nobody listens to the dead
     await second.say(Deltas([RequestDelta("r", [7], "stop", stop_reason=7)]))
     assert [(d.token_ids, d.finish_reason) async for d in stream] == [([7], "stop")]
+
+
+async def test_what_a_reader_has_left_waiting_is_one_delta(stage: Stage) -> None:
+    stream = stage.client.generate(make_request("r", [1], 10))
+    delta = next_of(stream)
+    engine = await stage.engine(1)
+    await engine.hear()
+    await engine.say(Deltas([RequestDelta("r", [5], logprobs=[TokenLogprobs(-0.5, 1)], num_cached_tokens=1)]))
+    assert (await delta).token_ids == [5]
+    stats = asyncio.ensure_future(stage.client.stats())
+    for number in (6, 7):
+        await engine.say(Deltas([RequestDelta("r", [number], logprobs=[TokenLogprobs(-float(number), 1)])]))
+    await engine.say(Deltas([RequestDelta("r", [], "abort")]))
+    await engine.say(Stats(EngineStats()))
+    await stats  # and so the deltas before it are there
+    logprobs = [TokenLogprobs(-6.0, 1), TokenLogprobs(-7.0, 1)]
+    assert [delta async for delta in stream] == [RequestDelta("r", [6, 7], "abort", logprobs=logprobs)]
 
 
 async def test_a_change_of_engine_is_noticed_without_its_announcement(stage: Stage) -> None:

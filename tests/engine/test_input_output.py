@@ -11,10 +11,10 @@ import tiny_models
 
 from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
 from core.engine.input import InputProcessor
-from core.engine.output import ChoiceDelta, generate
+from core.engine.output import Choice, ChoiceDelta, generate
 from core.errors import EngineDead, InvalidRequest
 from core.tokenization import Tokenizer
-from core.types import DType, EngineRequest, RequestDelta, SamplingParams
+from core.types import DType, EngineRequest, RequestDelta, SamplingParams, TokenLogprobs
 
 CONTEXT = 32
 
@@ -125,6 +125,14 @@ class TestOutput:
         assert "".join(delta.text for delta in deltas) == "abc "
         assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", "STOP")
         assert source.aborted == ["r"]
+
+    def test_what_came_with_the_stop_string_and_after_it_is_no_part_of_the_answer(self, tokenizer: Tokenizer) -> None:
+        choice = Choice(tokenizer, self.request(stop=("STOP",)))
+        before, after = tokenizer.encode("abc STOP"), tokenizer.encode(" def")
+        logprobs = [TokenLogprobs(-float(number), 1) for number in range(len(before + after))]
+        delta = choice.push(RequestDelta("r", before + after, "length", logprobs=logprobs))
+        assert (delta.text, delta.token_ids, delta.logprobs) == ("abc ", before, logprobs[: len(before)])
+        assert (delta.finish_reason, delta.stop_reason, choice.finished) == ("stop", "STOP", True)
 
     def test_closing_aborts(self, tokenizer: Tokenizer) -> None:
         source = FakeSource({"r": tokenizer.encode("a long answer")})
