@@ -83,6 +83,7 @@ def joined(deltas: list[RequestDelta]) -> RequestDelta:
         num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
         error=last.error,
         queue_seconds=max(delta.queue_seconds for delta in deltas),
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )
 
 

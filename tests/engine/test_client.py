@@ -124,13 +124,15 @@ async def test_what_a_reader_has_left_waiting_is_one_delta(stage: Stage) -> None
     await engine.say(Deltas([RequestDelta("r", [5], logprobs=[TokenLogprobs(-0.5, 1)], num_cached_tokens=1)]))
     assert (await delta).token_ids == [5]
     stats = asyncio.ensure_future(stage.client.stats())
-    for number in (6, 7):
-        await engine.say(Deltas([RequestDelta("r", [number], logprobs=[TokenLogprobs(-float(number), 1)])]))
+    prompt = [TokenLogprobs(-9.0, 1)]
+    six, seven = TokenLogprobs(-6.0, 1), TokenLogprobs(-7.0, 1)
+    await engine.say(Deltas([RequestDelta("r", [6], logprobs=[six], prompt_logprobs=prompt)]))
+    await engine.say(Deltas([RequestDelta("r", [7], logprobs=[seven])]))
     await engine.say(Deltas([RequestDelta("r", [], "abort")]))
     await engine.say(Stats(EngineStats()))
     await stats  # and so the deltas before it are there
-    logprobs = [TokenLogprobs(-6.0, 1), TokenLogprobs(-7.0, 1)]
-    assert [delta async for delta in stream] == [RequestDelta("r", [6, 7], "abort", logprobs=logprobs)]
+    whole = RequestDelta("r", [6, 7], "abort", logprobs=[six, seven], prompt_logprobs=prompt)
+    assert [delta async for delta in stream] == [whole]
 
 
 async def test_a_change_of_engine_is_noticed_without_its_announcement(stage: Stage) -> None:
