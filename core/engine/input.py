@@ -49,7 +49,7 @@ class InputProcessor:
         `keep_last`: how many of the prompt's tokens to keep, from its end; -1: as many as fit beside max_tokens.
         A form that the answers must have is compiled, which may take a second; `form_field` is where it came from.
         """
-        self._check_generates()
+        self.check_generates()
         if keep_last == -1:
             keep_last = self._max_model_len - min(params.max_tokens or 1, self._max_model_len - 1)
         token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field, keep_last=keep_last)
@@ -92,7 +92,8 @@ class InputProcessor:
             for index in range(settled.n)
         ]
 
-    def _check_generates(self) -> None:
+    def check_generates(self) -> None:
+        """Raises InvalidRequest for a model that pools, saying where to ask it."""
         if self._pooler is not None:
             gives, asks = _POOLED[self._pooler.task]
             raise InvalidRequest(

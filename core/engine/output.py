@@ -25,6 +25,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     num_cached_tokens: int = 0
     error: str | None = None  # why, where the finish reason is `error`
     queue_seconds: float = 0.0
+    pooled: bytes | None = None  # of a request that pools, in place of text and tokens
     prompt_logprobs: list[TokenLogprobs] | None = None  # with the first token: see `core.types.RequestDelta`
 
 
@@ -77,6 +78,7 @@ class Choice:
             num_cached_tokens=delta.num_cached_tokens,
             error=delta.error,
             queue_seconds=delta.queue_seconds,
+            pooled=delta.pooled,
             prompt_logprobs=delta.prompt_logprobs,
         )
 

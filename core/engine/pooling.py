@@ -90,19 +90,13 @@ class PoolingInput:
         params: PoolingParams,
         *,
         request_id: str,
-        priority: int = 0,
-        deadline: float | None = None,
-        cache_salt: str = "",
     ) -> EngineRequest:
         """What the engine is asked for."""
         return EngineRequest(
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=_ONE_RESULT,
-            priority=priority,
             arrival_time=time.monotonic(),
-            deadline=deadline,
-            cache_salt=cache_salt,
             pooling=params,
         )
 

@@ -38,10 +38,13 @@ def text_pairs(queries: str | Sequence[str], documents: str | Sequence[str]) -> 
 class Scoring:
     """Scores pairs by whatever the model can. Raises InvalidRequest for one that can neither."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, *, keep: int | None = None) -> None:
-        """`keep`: as of `PoolingInput.encode`."""
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, *, keep: int | None = None, field: str = "documents"
+    ) -> None:
+        """`keep`: as of `PoolingInput.encode`. `field`: where the texts came from, for errors."""
         self._input = PoolingInput(config, tokenizer)
         self._keep = keep
+        self._field = field
         pooler = self._input.pooler
         if pooler.task == "classify" and not pooler.is_cross_encoder:
             raise InvalidRequest(
@@ -54,10 +57,10 @@ class Scoring:
         """What the engine is asked for: one for each pair, or one for each text that occurs."""
         params = self._input.params(activate=activate if self._input.pooler.is_cross_encoder else True)
         if self._input.pooler.is_cross_encoder:
-            encoded = [self._input.encode_pair(*pair, keep=self._keep) for pair in pairs]
+            encoded = [self._input.encode_pair(*pair, keep=self._keep, field=self._field) for pair in pairs]
             asked = [(ids, msgspec.structs.replace(params, segment_start=start)) for ids, start in encoded]
         else:
-            asked = [(self._input.encode(text, keep=self._keep), params) for text in _texts(pairs)]
+            asked = [(self._input.encode(text, keep=self._keep, field=self._field), params) for text in _texts(pairs)]
         return [self._input.request(*each, request_id=name(index)) for index, each in enumerate(asked)]
 
     def scores(self, pairs: Sequence[Pair], vectors: Sequence[Sequence[float]]) -> list[float]:

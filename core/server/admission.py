@@ -18,7 +18,7 @@ from core.server.state import STATE, ServerState
 from core.types import EngineRequest, SamplingParams
 
 #: Characters beyond which prompts are tokenized beside the event loop, so that the streams that run do not wait.
-_LONG_PROMPTS = 16_384
+LONG_PROMPTS = 16_384
 
 _Request = TypeVar("_Request", bound=Request)
 
@@ -53,7 +53,7 @@ async def read_bytes(request: web.Request) -> bytes:
 async def tokens(state: ServerState, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
     """The tokens of a text that only is to be counted or shown, be it longer than the context."""
     encode = functools.partial(state.tokenizer.encode, text, add_special_tokens=add_special_tokens, param=field)
-    return await asyncio.to_thread(encode) if len(text) > _LONG_PROMPTS else encode()
+    return await asyncio.to_thread(encode) if len(text) > LONG_PROMPTS else encode()
 
 
 async def admit(
@@ -96,5 +96,5 @@ async def admit(
             )
         ]
 
-    slow = sum(map(len, prompts)) > _LONG_PROMPTS or params.structured_outputs is not None
+    slow = sum(map(len, prompts)) > LONG_PROMPTS or params.structured_outputs is not None
     return Generation(state, answer_id, await asyncio.to_thread(prepare) if slow else prepare(), arrival)

@@ -14,6 +14,17 @@ import core
 from core.server.errors import ErrorBody, MessageError
 from core.server.messages_format import MessageBody, TokenCount
 from core.server.messages_protocol import CountTokensRequest, MessagesRequest
+from core.server.pooling_protocol import (
+    ClassifyRequest,
+    ClassifyResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    PoolingResponse,
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 from core.server.protocol import ChatRequest, CompletionRequest
 from core.server.responses import ChatResponse, CompletionResponse, Model, ModelList
 from core.server.responses_format import ResponseBody
@@ -43,6 +54,11 @@ BODIES: dict[tuple[str, str], Bodies] = {
     ("POST", "/v1/responses/{response_id}/cancel"): Bodies(answer=ResponseBody),
     ("GET", "/v1/models"): Bodies(answer=ModelList),
     ("GET", "/v1/models/{model}"): Bodies(answer=Model),
+    ("POST", "/v1/embeddings"): Bodies(EmbeddingRequest, EmbeddingResponse),
+    ("POST", "/pooling"): Bodies(EmbeddingRequest, PoolingResponse),
+    ("POST", "/classify"): Bodies(ClassifyRequest, ClassifyResponse),
+    **{("POST", path): Bodies(ScoreRequest, ScoreResponse) for path in ("/score", "/v1/score")},
+    **{("POST", path): Bodies(RerankRequest, RerankResponse) for path in ("/rerank", "/v1/rerank", "/v2/rerank")},
     ("POST", "/tokenize"): Bodies(TokenizeRequest, TokenizeResponse),
     ("POST", "/detokenize"): Bodies(DetokenizeRequest, DetokenizeResponse),
     # Or a completion, by the body's fields: one kind is told.

@@ -17,7 +17,9 @@ HANDLERS: web.AppKey[frozenset[Handler]] = web.AppKey("plugin_handlers", frozens
 
 
 #: The core's own routes outside of /v1 that read what clients send; their names are vLLM's.
-_API_PATHS = frozenset({"/tokenize", "/detokenize", "/invocations"})
+_API_PATHS = frozenset({
+    "/tokenize", "/detokenize", "/invocations", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank",
+})  # fmt: skip
 
 
 def is_api(request: web.Request) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,13 @@ def make_config(extensions: Extensions = NO_EXTENSIONS, **model: object) -> Conf
     )
 
 
+def pooled(request: EngineRequest) -> bytes:
+    """A vector of length one or less that depends on every token: how many there are, their sum, the first, the last."""
+    ids = request.prompt_token_ids
+    numbers = [len(ids) / 1000, sum(ids) / 100_000, ids[0] / 1000, ids[-1] / 1000]
+    return struct.pack("<4f", *numbers)[: 4 * ((request.pooling and request.pooling.dimensions) or 4)]
+
+
 class FakeEngine(EngineClient):
     """Answers every request with `answer`, a token at a time, then the end token."""
 
@@ -111,6 +119,9 @@ class FakeEngine(EngineClient):
             raise self.error
         if self.finish is not None:
             yield RequestDelta(request.request_id, [], self.finish, error=self.reason)
+            return
+        if request.pooling is not None:
+            yield RequestDelta(request.request_id, [], "stop", pooled=pooled(request))
             return
         script = itertools.chain(self._tokenizer.encode(self.answer), [0] if not request.params.ignore_eos else [])
         for count, token_id in enumerate(itertools.cycle(script) if request.params.ignore_eos else script, start=1):

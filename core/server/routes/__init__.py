@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from core.server.routes import chat, completions, docs, health, invocations, messages, models, responses, tokens
+from core.server.routes import (
+    chat,
+    completions,
+    docs,
+    embeddings,
+    health,
+    invocations,
+    messages,
+    models,
+    responses,
+    score,
+    tokens,
+)
 
 ROUTES = [
     *models.ROUTES,
@@ -10,6 +22,8 @@ ROUTES = [
     *chat.ROUTES,
     *messages.ROUTES,
     *responses.ROUTES,
+    *embeddings.ROUTES,
+    *score.ROUTES,
     *tokens.ROUTES,
     *invocations.ROUTES,
     *health.ROUTES,

@@ -43,6 +43,7 @@ async def admit_chat(
 
     An answer of a given form is taken as it is: it has no room for reasoning, nor for calls in the model's own way.
     """
+    state.processor.check_generates()
     params = body.sampling(state.client.config.model.default_sampling)
     form_field, several = body.form(format_field).field, body.parallel_tool_calls is not False
     forced = must_call(tools, body.tool_choice)
