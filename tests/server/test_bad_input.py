@@ -166,7 +166,7 @@ def test_unknown_model_and_route_and_method(server: Any) -> None:
         post(server.url, COMPLETIONS, {"model": "gpt-4", "prompt": "a"}), 404, "model", "gpt-4", "fake/model"
     )
     assert_refused(send(server.url, "GET", "/v1/models/nope"), 404, "model", "nope")
-    assert_refused(post(server.url, "/v1/embeddings", {}), 404, None, "/v1/embeddings")
+    assert_refused(post(server.url, "/v1/moderations", {}), 404, None, "/v1/moderations")
     wrong = send(server.url, "GET", CHAT)
     assert_refused(wrong, 405, None, "POST", "GET")
     assert wrong[1]["Allow"] == "POST"
