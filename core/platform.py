@@ -26,7 +26,15 @@ from core.clock import Clock, MonotonicClock
 from core.config import Config
 from core.errors import Unsupported
 from core.program import OpProgram, Value
-from core.types import SAMPLING_FEATURES, DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
+from core.types import (
+    SAMPLING_FEATURES,
+    DType,
+    KVGroupSpec,
+    KVTransferStats,
+    SamplingParams,
+    StepOutput,
+    StepPlan,
+)
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
 API_VERSION = (1, 2)
@@ -467,6 +475,12 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def collect(self, ticket: Ticket) -> StepOutput:
         """Wait for a step, oldest first. Raises DeviceLost."""
+
+    def prepared(self, params: SamplingParams) -> bool:
+        """Whether a request with these parameters can be admitted without holding up a step. It begins what that takes,
+        never waits, and is asked again each turn until it is so."""
+        del params
+        return True
 
     def kv_transfers(self) -> KVTransferStats:
         """What a KV connector has been given and has brought; zeros where there is none."""

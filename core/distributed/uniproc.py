@@ -10,11 +10,11 @@ from typing import Any
 
 from core.errors import PlatformError
 from core.platform import Executor, Health, MemoryPlan, Plan, Platform, Progress, Ticket
-from core.types import KVGroupSpec, KVTransferStats, StepOutput, StepPlan
+from core.types import KVGroupSpec, KVTransferStats, SamplingParams, StepOutput, StepPlan
 
 
 class UniprocExecutor(Executor):
-    """Every call of the worker but `kv_transfers`, its construction included, is made on one thread, in the order here.
+    """Every call of the worker but `kv_transfers` and `prepared`, its construction included, is made on one thread, in the order here.
 
     So `submit` returns at once, steps never overlap, and what torch keeps by thread (grad mode, the current device)
     is set once. What a call raises is raised here: by `collect`, for a step.
@@ -82,6 +82,11 @@ class UniprocExecutor(Executor):
         self._open.popleft()
         future: Future[StepOutput] = ticket.result
         return future.result()
+
+    def prepared(self, params: SamplingParams) -> bool:
+        """The worker's answer, at once and on the caller's thread."""
+        prepared: bool = self._worker.prepared(params)
+        return prepared
 
     def kv_transfers(self) -> KVTransferStats:
         """The worker's counts, at once and on the caller's thread: whoever looks at them waits for no step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,6 +32,9 @@ from core.transfer import GuardedIndex, block_identity, open_index
 from core.types import EngineRequest, EngineStats, RequestDelta, StepPlan
 
 log = get_logger("engine")
+
+#: Between two looks at a request that is being prepared. Requests that arrive wait for it too.
+_PREPARING_S = 0.002
 
 Progress = Callable[[str, float], None]
 Planned = Callable[[Plan, MemoryPlan], None]
@@ -88,7 +92,7 @@ class Engine:
             num_blocks = _num_blocks(memory_plan, executor.measure_kv_budget())
             executor.allocate_kv(num_blocks)
             cache = _cache(plan.config, executor, num_blocks, memory_plan.block_format)
-            scheduler = _scheduler(plan.config, cache, index, platform.clock)
+            scheduler = _scheduler(plan.config, cache, index, platform.clock, executor)
             executor.warmup(progress)
             undo.pop_all()
         return cls(platform, plan, memory_plan, executor, scheduler, index)
@@ -124,6 +128,8 @@ class Engine:
             self._in_flight.append(_Step(plan, self._executor.submit(plan)))
             self._steps += 1
         deltas = self._scheduler.expire()
+        if not self._in_flight and self._scheduler.preparing.is_pending:
+            time.sleep(_PREPARING_S)  # there is nothing else to do
         if self._in_flight:
             step = self._in_flight.popleft()
             deltas += self._scheduler.update(step.plan, self._executor.collect(step.ticket))
@@ -240,9 +246,17 @@ def _cache(config: Config, executor: Executor, num_blocks: int, block_format: Bl
     )
 
 
-def _scheduler(config: Config, cache: CacheManager, index: GuardedIndex | None, clock: Clock) -> Scheduler:
-    eos_token_ids = config.model.eos_token_ids
-    return Scheduler(config.scheduler, cache, eos_token_ids=eos_token_ids, connector=index, clock=clock.now)
+def _scheduler(
+    config: Config, cache: CacheManager, index: GuardedIndex | None, clock: Clock, executor: Executor
+) -> Scheduler:
+    return Scheduler(
+        config.scheduler,
+        cache,
+        eos_token_ids=config.model.eos_token_ids,
+        connector=index,
+        clock=clock.now,
+        is_prepared=executor.prepared,
+    )
 
 
 def plan_memory(config: Config, chosen: ChosenPlatform) -> tuple[Plan, MemoryPlan]:

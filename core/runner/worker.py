@@ -37,7 +37,7 @@ from core.runner.pooling import PoolingRunner
 from core.sampling import make_sampler
 from core.structured.guidance import Matchers
 from core.transfer import open_blocks
-from core.types import DType, KVGroupSpec, KVTransferStats, StepOutput, StepPlan
+from core.types import DType, KVGroupSpec, KVTransferStats, SamplingParams, StepOutput, StepPlan
 from core.weights import loader
 from core.weights.placement import plan_parts
 from core.weights.quantized import open_weights
@@ -170,7 +170,7 @@ class Worker:
         scheduler, cache = self._config.scheduler, self._config.cache
         model, sampler = self._model, make_sampler(self._config)
         described = self._config.model
-        matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
+        self._matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
         program = model.program
         inputs = InputBuffers(program.named(Storage.INPUT), self._handles, self._memory, self._limits)
         runner = ModelRunner if self._config.model.pooler is None else PoolingRunner
@@ -182,7 +182,7 @@ class Worker:
                 len(model.groups),
                 cache.block_size,
                 sampler.is_argmax,
-                matchers.start,
+                self._matchers.start,
                 inputs.arrays,
                 position_offset=model.position_offset,
             ),
@@ -244,8 +244,13 @@ class Worker:
             raise RuntimeError("allocate_kv comes before the first step")
         return self._runner
 
+    def prepared(self, params: SamplingParams) -> bool:
+        """Whether the grammar of the answer is compiled, if it has one. Comes from another thread, as the next does."""
+        form = params.structured_outputs
+        return form is None or self._matchers.ready(form)
+
     def kv_transfers(self) -> KVTransferStats:
-        """What the KV connector has done. The one call that comes from another thread."""
+        """What the KV connector has done."""
         blocks = self._blocks
         return blocks.stats() if blocks is not None else KVTransferStats()
 

@@ -13,6 +13,7 @@ from core.types import Admission, EngineRequest, FinishReason, RequestDelta, Ste
 class Status(enum.Enum):
     """Where a request stands. Exactly the WAITING ones are in the waiting queue."""
 
+    PREPARING = enum.auto()  # the grammar of its answer is being compiled
     WAITING = enum.auto()
     WAITING_FOR_PARENT = enum.auto()  # choice 0 has not computed the prompt that they share
     WAITING_FOR_KV = enum.auto()  # a connector is filling its blocks

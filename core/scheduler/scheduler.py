@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from core.cache import CacheManager, KVIndex, PrefixHit
 from core.config import SchedulerConfig
 from core.errors import ConfigError, InvalidRequest, PlatformError, QueueFull
+from core.scheduler.preparing import IsPrepared, Preparing
 from core.scheduler.queue import RequestQueue
 from core.scheduler.request import Request, Status, check_limits
 from core.scheduler.stats import SchedulerStats
@@ -43,6 +44,7 @@ class Scheduler:
         eos_token_ids: Sequence[int],
         connector: KVIndex | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_prepared: IsPrepared = lambda params: True,
     ) -> None:
         if connector is not None and not cache.enable_prefix_caching:
             raise ConfigError("--enable-prefix-caching", "a KV connector needs it; switch it on or drop the connector")
@@ -50,6 +52,7 @@ class Scheduler:
         self._cache = cache
         self._transfers = Transfers(cache, connector)
         self._clock = clock
+        self.preparing = Preparing(is_prepared)  # which `schedule` looks at
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, Request] = {}  # unfinished
         self._waiting = RequestQueue()
@@ -87,7 +90,8 @@ class Scheduler:
         self._num_queued += state.is_queued
         if state.deadline is not None:
             heapq.heappush(self._deadlines, (state.deadline, state.request_id))
-        self._enqueue(state, request.parent_id)
+        if not self.preparing.hold(state, request.parent_id):
+            self._enqueue(state, request.parent_id)
         self._requests[state.request_id] = state
 
     def abort(self, request_id: str) -> bool:
@@ -143,6 +147,8 @@ class Scheduler:
         A plan may hold KV movements only. It is empty while connector loads are all there is to wait for: the output
         of that step is where they are reported.
         """
+        for request, parent_id in self.preparing.take():
+            self._enqueue(request, parent_id)
         plan = StepPlan(self._step, self._released, [], [], [], [], self._transfers.take_saves())
         sampled: dict[int, Request] = {}
         budget = self._schedule_running(plan, sampled)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -20,30 +22,58 @@ _MAX_KEPT = 64
 
 
 class Matchers:
-    """Makes the matchers of one model. Its tables are built for the first of them, beside the steps."""
+    """Makes the matchers of one model. Its tables are built for the first of them, beside the steps.
+
+    Used from two threads: whoever plans steps asks what is ready, whoever carries them out starts matchers.
+    """
 
     def __init__(self, tokenizer_path: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._path = tokenizer_path
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tables: LLTokenizer | None = None
-        self._compiled = functools.lru_cache(_MAX_KEPT)(self._compile)
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()  # by form, those used last behind
+
+    def ready(self, form: StructuredOutputs) -> bool:
+        """Whether `start` would not have to wait; begins to compile. One that cannot be compiled is ready to say so."""
+        return self._grammar(form).done()
 
     def start(self, form: StructuredOutputs, output_token_ids: Sequence[int] = ()) -> Matcher:
-        """A matcher behind the tokens that the answer has already. It compiles while its prompt is computed."""
-        outputs = list(output_token_ids)
-        return GuidanceMatcher(compiling(lambda: self._started(form, outputs)), self._vocab_size)
+        """A matcher behind the tokens that the answer has already. Where `ready` was not waited for, it compiles while
+        its prompt is computed."""
+        outputs, grammar = list(output_token_ids), self._grammar(form)
+        if not grammar.done():
+            return GuidanceMatcher(compiling(lambda: _started(grammar.result(), outputs)), self._vocab_size)
+        started: Future[LLMatcher] = Future()
+        try:
+            started.set_result(_started(grammar.result(), outputs))
+        except Exception as error:
+            started.set_exception(error)
+        return GuidanceMatcher(started, self._vocab_size)
 
-    def _started(self, form: StructuredOutputs, outputs: list[int]) -> LLMatcher:
-        matcher = self._compiled(grammar_text(form)).deep_copy()
-        if outputs:
-            matcher.consume_tokens(outputs)
-        return matcher
+    def _grammar(self, form: StructuredOutputs) -> Future[LLMatcher]:
+        key = msgspec.json.encode(form)
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is None:
+                found = self._compiled[key] = compiling(lambda: self._compile(grammar_text(form)))
+                if len(self._compiled) > _MAX_KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(key)
+            return found
 
     def _compile(self, grammar: str) -> LLMatcher:
         if self._tables is None:
             self._tables = _tables(load_tokenizer(self._path), self._vocab_size, self._eos_token_ids)
         return LLMatcher(self._tables, grammar, log_level=0, limits=limits())
+
+
+def _started(grammar: LLMatcher, outputs: list[int]) -> LLMatcher:
+    matcher = grammar.deep_copy()
+    if outputs:
+        matcher.consume_tokens(outputs)
+    return matcher
 
 
 class GuidanceMatcher(Matcher):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from core import LLM, SamplingParams
 from core.engine.input import InputProcessor
 from core.errors import InvalidRequest
+from core.structured.guidance import Matchers
 from core.types import StructuredOutputs
 
 LETTERS = StructuredOutputs(regex="[a-f]{4,9}")
@@ -61,6 +64,37 @@ def test_preempted_and_moved_answers_go_on_in_their_form(llm: LLM, tiny_model: C
     while llm.engine.has_work():
         rest += [token for delta in llm.engine.step() for token in delta.token_ids]
     assert whole[:7] + rest == whole
+
+
+def test_a_grammar_that_is_not_compiled_holds_nobody_up(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request and its other choices wait, an aborted one is forgotten; the steps of the others go on meanwhile."""
+    compiled, compile_ = threading.Event(), Matchers._compile
+
+    def slowly(self: Matchers, grammar: str) -> Any:
+        assert compiled.wait(60)
+        return compile_(self, grammar)
+
+    monkeypatch.setattr(Matchers, "_compile", slowly)
+    processor = InputProcessor(llm.engine.config, llm.tokenizer)
+    new = msgspec.structs.replace(FORMED, n=2, structured_outputs=StructuredOutputs(regex="[a-e]{3,9}x"))
+    for name, params in (("slow", new), ("gone", new), ("plain", PLAIN)):
+        for request in processor.requests("ab", params, request_id=name):
+            llm.engine.add(request)
+    llm.engine.abort("gone-0")
+    plain: list[int] = []
+    while len(plain) < 12:
+        deltas = llm.engine.step()
+        assert {delta.request_id for delta in deltas} <= {"plain"}
+        plain += [token for delta in deltas for token in delta.token_ids]
+    assert llm.engine.stats().running == 0 and llm.engine.has_work() and llm.engine.step() == []
+    compiled.set()
+    found: dict[str, list[int]] = {}
+    while llm.engine.has_work():
+        for delta in llm.engine.step():
+            found.setdefault(delta.request_id, []).extend(delta.token_ids)
+    assert found.keys() == {"slow-0", "slow-1", "gone-1"}
+    assert all(re.fullmatch("[a-e]{3,9}x", llm.tokenizer.decode(tokens)) for tokens in found.values())
+    assert llm.tokenizer.decode(plain) == texts(llm, [PLAIN])[0]
 
 
 def test_one_that_fails_ends_alone(llm: LLM) -> None:
