@@ -65,13 +65,20 @@ class Runtime:
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout: float = 60
     ) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
-        connection.request(method, path, body, headers or {})
-        return connection.getresponse()
+        # The server closes it after its answer, which every test reads to the end.
+        try:
+            connection.request(method, path, body, {"Connection": "close", **(headers or {})})
+            return connection.getresponse()
+        except OSError:
+            connection.close()
+            raise
 
     def healthy(self) -> bool:
         """Within the two seconds that SageMaker waits; it asks again while a container starts."""
         try:
-            return self.request("GET", "/ping", timeout=2).status == 200
+            answer = self.request("GET", "/ping", timeout=2)
+            answer.read()
+            return answer.status == 200
         except (ConnectionError, TimeoutError):
             return False
 
@@ -109,7 +116,8 @@ def test_it_is_invoked(container: tuple[subprocess.Popen[bytes], Runtime]) -> No
     assert json.load(answer)["usage"]["completion_tokens"] == 3
     answer = runtime.invoke(messages=[{"role": "user", "content": "Hello"}], max_tokens=3)
     assert answer.status == 200 and json.load(answer)["object"] == "chat.completion"
-    assert runtime.invoke(nothing=1).status == 400
+    answer = runtime.invoke(nothing=1)
+    assert answer.status == 400 and "messages" in json.load(answer)["error"]["message"]
 
 
 def test_it_streams_as_invoke_endpoint_with_response_stream_wants(
@@ -119,6 +127,7 @@ def test_it_streams_as_invoke_endpoint_with_response_stream_wants(
     answer = runtime.invoke(prompt="Hello", max_tokens=5, stream=True, stream_options={"include_usage": True})
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     assert list(events(answer))[-1]["usage"]["completion_tokens"] == 5
+    answer.close()
 
 
 def test_sigterm_lets_what_runs_finish(container: tuple[subprocess.Popen[bytes], Runtime]) -> None:
@@ -127,4 +136,5 @@ def test_sigterm_lets_what_runs_finish(container: tuple[subprocess.Popen[bytes],
     process.send_signal(signal.SIGTERM)
     until(lambda: not runtime.healthy())
     assert list(events(answer))[-1]["usage"]["completion_tokens"] == 40
+    answer.close()
     assert process.wait(30) == 0
