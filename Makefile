@@ -20,7 +20,7 @@ NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -pri
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize simulate-faults lint api-lock docs support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -29,7 +29,7 @@ serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (A
 	@$(BIN)/core serve $(ARGS)
 
 test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
-	@$(BIN)/python -m pytest -m "not plugins and not deploy" $(ARGS)
+	@$(BIN)/python -m pytest -m "not plugins and not deploy and not gpu_kernels" $(ARGS)
 
 test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
 	@$(BIN)/python -m pytest tests/packaging/test_plugins.py -m plugins $(ARGS)
@@ -38,13 +38,23 @@ test-deploy: $(VENV)/.core $(VENV)/.dev $(VENV)/.deploy  ## test examples/online
 	@$(BIN)/python -m pytest tests/deploy -m deploy $(ARGS)
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
-	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy and not gpu_kernels" $(ARGS)
 
 test-cross:  ## test the kernels for ARM and POWER under emulation (needs g++-aarch64-linux-gnu, g++-powerpc64le-linux-gnu, qemu-user)
 	@$(PYTHON) csrc/cpu/tests/run.py aarch64 ppc64le
 
 test-sanitize:  ## test the kernels of this machine under the address and undefined-behaviour sanitizers
 	@$(PYTHON) csrc/cpu/tests/run.py native --sanitize
+
+test-gpu-kernels: $(VENV)/.core $(VENV)/.dev $(VENV)/.triton  ## test the GPU kernels in Triton's interpreter, against the references
+	@$(BIN)/python -m pytest -m gpu_kernels tests/triton $(ARGS)
+	@PYTHONPATH=tests/triton/platform $(BIN)/core conformance triton-interpret --level ops
+
+compile-gpu: $(VENV)/.core $(VENV)/.triton  ## compile the GPU kernels for NVIDIA's and AMD's targets, with no GPU, and check what they take
+	@$(BIN)/python tests/triton/compile_kernels.py $(ARGS)
+
+compile-gpu-all: $(VENV)/.core $(VENV)/.triton  ## the same in every element type, width and split (an hour)
+	@$(BIN)/python tests/triton/compile_kernels.py --all $(ARGS)
 
 fuzz-api: $(VENV)/.core $(VENV)/.dev  ## requests made from the server's own OpenAPI document (CASES: how many)
 	@$(BIN)/python tests/support/fuzz_api.py --cases $(CASES) $(ARGS)
@@ -109,6 +119,10 @@ $(VENV)/.demo: $(VENV)/.python requirements/demo.txt
 
 $(VENV)/.dev: $(VENV)/.python requirements/dev.txt $(CONSTRAINTS)
 	@$(PIP) install -c $(CONSTRAINTS) -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.triton: $(VENV)/.python requirements/triton.txt
+	@$(PIP) install --no-deps -r requirements/triton.txt
 	@touch $@
 
 $(VENV)/.plugins: $(VENV)/.python requirements/plugins.txt

@@ -112,7 +112,6 @@ class TritonAttention(ReferenceAttention):
             num_kv_heads, head_dim, block_size, scale, window or 0,
             GROUP=group, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, DIM=dim, SPLITS=splits,
             WINDOW=window is not None, INT8=keys.dtype is torch.int8, WIDEN=widened,
-            UPCAST=self._tiles.upcast_bfloat16 and query.dtype is torch.bfloat16,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         if splits > 1:

@@ -2,12 +2,13 @@
 
 A target is what a kernel is compiled for: an NVIDIA compute capability (`sm_90`), an AMD instruction set (`gfx942`), or
 Triton's interpreter. What is not listed runs in the generic tiles, which fit every target that Triton has.
-`platforms/_shared/triton/machine_code.py` says what registers and shared memory each tile takes.
+The tables were chosen by what they take of a target's registers and shared memory (`make compile-gpu-all` shows it); no
+hardware has timed them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 _Tile = TypeVar("_Tile")
@@ -35,15 +36,6 @@ class LinearTile:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may take: bytes of shared memory (LDS), 32-bit vector registers a thread; threads of a warp."""
-
-    shared: int
-    registers: int
-    warp: int
-
-
-@dataclass(frozen=True)
 class Tiles:
     """Tiles of one target. Each attention table goes by head_dim, the first whose key is at least that; float32 has
     its own, because its products run without matrix units. `linear` goes by rows in the same way."""
@@ -55,8 +47,6 @@ class Tiles:
     linear: dict[int, LinearTile]
     columns: int = 1024  # that a program of an elementwise op takes
     programs: int = 256  # that keep the device busy: a decode step's context is split until there are so many
-    upcast_bfloat16: bool = False  # bfloat16 products in float32, where the target computes them wrongly
-    limits: Limits = field(default_factory=lambda: Limits(shared=64 << 10, registers=255, warp=32))
 
 
 MAX_HEAD_DIM = 256
@@ -67,7 +57,10 @@ GENERIC = Tiles(
     decode={128: AttentionTile(16, 32), 256: AttentionTile(16, 16)},
     prefill={64: AttentionTile(64, 64), 128: AttentionTile(64, 32), 256: AttentionTile(32, 16)},
     decode_float32={128: AttentionTile(16, 16, num_stages=1), 256: AttentionTile(16, 16, num_warps=8, num_stages=1)},
-    prefill_float32={128: AttentionTile(32, 16, num_warps=8, num_stages=1), 256: AttentionTile(16, 16, num_warps=8, num_stages=1)},
+    prefill_float32={
+        128: AttentionTile(32, 16, num_warps=8, num_stages=1),
+        256: AttentionTile(16, 16, num_warps=8, num_stages=1),
+    },
     linear={16: LinearTile(16, 64, 64), ALL: LinearTile(64, 64, 32)},
 )
 
@@ -81,8 +74,39 @@ INTERPRETER = Tiles(
     linear={16: LinearTile(16, 128, 64), ALL: LinearTile(64, 128, 128)},
     columns=128,
     programs=12,
-    upcast_bfloat16=True,
 )
+
+
+#: More shared memory and quicker copies into it: larger prefill tiles, more stages in flight.
+_AMPERE = replace(
+    GENERIC,
+    decode={128: AttentionTile(16, 32, num_stages=3), 256: AttentionTile(16, 16)},
+    prefill={64: AttentionTile(128, 64, num_stages=3), 128: AttentionTile(64, 64), 256: AttentionTile(32, 32)},
+    linear={16: LinearTile(16, 64, 128), ALL: LinearTile(64, 128, 64)},
+)
+_HOPPER = replace(_AMPERE, prefill={128: AttentionTile(128, 64, num_warps=8), 256: AttentionTile(64, 32, num_warps=8)})
+#: CDNA: 64 threads a warp, 64 KiB of shared memory, registers enough for more positions.
+_CDNA = replace(
+    GENERIC,
+    decode={128: AttentionTile(16, 64), 256: AttentionTile(16, 32)},
+    prefill={128: AttentionTile(64, 64), 256: AttentionTile(32, 32)},
+)
+
+#: By target; what is not here runs in GENERIC. `programs` is two for each multiprocessor or compute unit.
+TARGETS = {
+    "sm_80": replace(_AMPERE, programs=216),
+    "sm_89": replace(GENERIC, programs=256),
+    "sm_90": replace(_HOPPER, programs=264),
+    "sm_100": replace(_HOPPER, programs=296),
+    "gfx90a": replace(_CDNA, programs=208),
+    "gfx942": replace(_CDNA, programs=608),
+    "gfx1100": replace(GENERIC, programs=192),
+}
+
+
+def tiles_for(target: str) -> Tiles:
+    """The tiles of a target by its name, like `sm_90` or `gfx942`."""
+    return TARGETS.get(target, GENERIC)
 
 
 def chosen(table: dict[int, _Tile], size: int) -> _Tile:

@@ -27,5 +27,6 @@ def probe(env: ProbeEnv) -> ProbeResult:
 @hookimpl
 def create_platform(ctx: PlatformContext) -> Platform:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+    import_module("interpreter_bfloat16").repair()
     platform: Platform = import_module("triton_interpret_platform").InterpretedPlatform()
     return platform

@@ -16,14 +16,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _dot(left, right, UPCAST: tl.constexpr):
-    """float32 sums of products. UPCAST: Triton's interpreter multiplies the bit patterns of bfloat16."""
-    if UPCAST:
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, input_precision="ieee")
-
-
-@triton.jit
 def _sequence_of(tile, query_start, num_seqs, TOKENS: tl.constexpr):
     """The last sequence that begins at or before `tile`."""
     low, high = 0, num_seqs - 1
@@ -42,9 +34,7 @@ def _keys_at(plane, blocks, offsets, head, head_dim, block_stride, head_stride, 
     """One row a position, [N, DIM]; zeros where nothing is seen, so that a stale NaN is never read."""
     dim = tl.arange(0, DIM)
     places = blocks * block_stride + head * head_stride + offsets * head_dim
-    return tl.load(
-        plane + places[:, None] + dim[None, :], mask=seen[:, None] & (dim < head_dim)[None, :], other=0.0
-    )
+    return tl.load(plane + places[:, None] + dim[None, :], mask=seen[:, None] & (dim < head_dim)[None, :], other=0.0)
 
 
 @triton.jit
@@ -57,7 +47,7 @@ def _scales_at(scales, blocks, offsets, head, head_dim, block_size, block_stride
 def _attend(
     q, positions, first, low, high, keys, values, key_scales, value_scales, table, head, head_dim, block_size,
     block_stride, head_stride, scale, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr,
-    WINDOW: tl.constexpr, INT8: tl.constexpr, UPCAST: tl.constexpr,
+    WINDOW: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     """Rows q [BLOCK_M, DIM] over the positions from `low` to `high`, of which those before `first` are not read.
 
@@ -72,7 +62,7 @@ def _attend(
         blocks = tl.load(table + at // block_size, mask=seen, other=0).to(tl.int64)
         offsets = at % block_size
         k = _keys_at(keys, blocks, offsets, head, head_dim, block_stride, head_stride, seen, DIM).to(q.dtype)
-        scores = _dot(q, tl.trans(k), UPCAST) * (scale * LOG2_E)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
         if INT8:
             scores *= _scales_at(
                 key_scales, blocks, offsets, head, head_dim, block_size, block_stride, head_stride, seen
@@ -92,7 +82,7 @@ def _attend(
             weights *= _scales_at(
                 value_scales, blocks, offsets, head, head_dim, block_size, block_stride, head_stride, seen
             )[None, :]
-        sums = sums * decay[:, None] + _dot(weights.to(q.dtype), v, UPCAST)
+        sums = sums * decay[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
         most = highest
     return sums, total, most
 
@@ -102,7 +92,7 @@ def paged_attention(
     query, keys, values, key_scales, value_scales, block_table, query_start, seq_lens, out, partial, partial_sums,
     query_stride, out_stride, table_stride, block_stride, num_seqs, kv_heads, head_dim, block_size, scale, window,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr, INT8: tl.constexpr, WIDEN: tl.constexpr, UPCAST: tl.constexpr,
+    WINDOW: tl.constexpr, INT8: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Grid: [tiles, kv_heads, SPLITS]. DIM >= head_dim, GROUP query heads a KV head.
 
@@ -134,17 +124,16 @@ def paged_attention(
     query_head = head * GROUP + m % GROUP
     dim = tl.arange(0, DIM)
     inside = own[:, None] & (dim < head_dim)[None, :]
-    q = tl.load(
-        query + (row * query_stride + query_head * head_dim)[:, None] + dim[None, :], mask=inside, other=0.0
-    )
+    q = tl.load(query + (row * query_stride + query_head * head_dim)[:, None] + dim[None, :], mask=inside, other=0.0)
     if WIDEN:
         q = q.to(tl.float32)
     sums, total, most = _attend(
         q, positions, first, low, tl.minimum(low + share, high), keys, values, key_scales, value_scales,
         block_table + sequence.to(tl.int64) * table_stride, head, head_dim, block_size, block_stride,
-        block_stride // kv_heads, scale, window, BLOCK_M, BLOCK_N, DIM, WINDOW, INT8, UPCAST,
+        block_stride // kv_heads, scale, window, BLOCK_M, BLOCK_N, DIM, WINDOW, INT8,
     )  # fmt: skip
-    result = sums / tl.where(total == 0.0, 1.0, total)[:, None]  # none: this split has no position of the row
+    total = tl.where(total == 0.0, 1.0, total)  # this split has no position of the row, and `most` is -inf
+    result = sums / total[:, None]
     if SPLITS == 1:
         target = out + (row * out_stride + query_head * head_dim)[:, None] + dim[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=inside)

@@ -32,9 +32,9 @@ def _store_heads(
 ):  # fmt: skip
     head, dim = tl.arange(0, HEADS), tl.arange(0, DIM)
     inside = (head < heads)[:, None] & (dim < head_dim)[None, :]
-    values = tl.load(
-        source + row * source_stride + head[:, None] * head_dim + dim[None, :], mask=inside, other=0.0
-    ).to(tl.float32)
+    values = tl.load(source + row * source_stride + head[:, None] * head_dim + dim[None, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
     head_stride = block_stride // heads
     target = plane + block * block_stride + head[:, None] * head_stride + offset * head_dim + dim[None, :]
     if INT8:
@@ -74,9 +74,7 @@ def rope_kv_write(
     row = tl.program_id(0).to(tl.int64)
     block, offset = _slot(slot_mapping, row, block_size)
     half = head_dim // 2
-    first, second, offsets, inside = rotated(
-        key, angles, row, heads, head_dim, half, key_stride, angles_stride, HEADS, HALF
-    )
+    first, second, _, inside = rotated(key, angles, row, heads, head_dim, half, key_stride, angles_stride, HEADS, HALF)
     # What an unfused rope would have stored.
     first = first.to(key.dtype.element_ty).to(tl.float32)
     second = second.to(key.dtype.element_ty).to(tl.float32)

@@ -7,12 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
-def _normed(values, weight, columns, inside, width, eps, dtype: tl.constexpr):
-    """values float32 [BLOCK] by their root mean square, rounded to the element type, then scaled."""
+def _normed(values, weight, columns, inside, width, eps):
+    """values float32 [BLOCK] by their root mean square, then scaled; not rounded in between, as Llama's own code does:
+    what is subnormal in float16 would be rounded twice as coarsely as the result may be."""
     mean = tl.sum(values * values, axis=0) / width
     scale = 1.0 / tl.sqrt(mean + eps)
-    rounded = (values * scale).to(dtype).to(tl.float32)
-    return rounded * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    return values * scale * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def rms_norm(x, weight, out, x_stride, out_stride, width, eps, BLOCK: tl.constex
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     values = tl.load(x + row * x_stride + group * width + columns, mask=inside, other=0.0).to(tl.float32)
-    normed = _normed(values, weight, columns, inside, width, eps, out.dtype.element_ty)
+    normed = _normed(values, weight, columns, inside, width, eps)
     tl.store(out + row * out_stride + group * width + columns, normed.to(out.dtype.element_ty), mask=inside)
 
 
@@ -39,5 +39,5 @@ def add_rms_norm(
     right = tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
     summed = (left + right).to(total.dtype.element_ty)
     tl.store(total + row * total_stride + columns, summed, mask=inside)
-    result = _normed(summed.to(tl.float32), weight, columns, inside, width, eps, normed.dtype.element_ty)
+    result = _normed(summed.to(tl.float32), weight, columns, inside, width, eps)
     tl.store(normed + row * normed_stride + columns, result.to(normed.dtype.element_ty), mask=inside)
