@@ -1,6 +1,7 @@
 """The dense ops by Triton's kernels: `core.ops` says what each means. Rows of any stride, columns side by side.
 
-`linear` is not here: torch's own goes to the vendor's library, which is faster than any kernel of ours.
+`linear` is torch's own, which goes to the vendor's library. The ops of encoders and poolers have no kernels here yet; their
+references read values on the host, so they are not claimed either.
 """
 
 from __future__ import annotations
@@ -11,16 +12,36 @@ from functools import partial
 import triton
 from torch import Tensor
 
-from core.platform import Kernel
+from core import ops
+from core.errors import Unsupported
+from core.platform import Kernel, KernelTable, Support
 from platforms._shared.triton.kernels import activation, norm, rope, rows
 from platforms._shared.triton.tiles import Tiles
 
 _WARP_COLUMNS = 512  # columns of a norm that a warp takes
 
 
+class TritonKernels(KernelTable):
+    """The dense ops of decoders, in a target's tiles."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self._kernels = dense_kernels(tiles)
+
+    def supports(self, op: str) -> Support:
+        """Whether `op` has a kernel."""
+        return Support(True) if op in self._kernels else Support(False, f"there is no GPU kernel for {op!r}")
+
+    def get(self, op: str) -> Kernel:
+        """The kernel. Raises Unsupported."""
+        if op not in self._kernels:
+            raise Unsupported(f"op {op}", self.supports(op).reason)
+        return self._kernels[op]
+
+
 def dense_kernels(tiles: Tiles) -> Mapping[str, Kernel]:
-    """The kernels by op, in a target's tiles."""
+    """The kernels by op."""
     return {
+        "linear": ops.REFERENCE["linear"],
         "embedding": partial(gather, tiles),
         "select_rows": partial(_select_rows, tiles),
         "rms_norm": rms_norm,

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from core.config import Config
-from core.defaults import ReferenceKernels, TorchMemory
+from core.defaults import TorchMemory
 from core.platform import (
     AttentionBackend,
     Capabilities,
@@ -22,7 +22,7 @@ from core.platform import (
     Platform,
 )
 from platforms._shared.triton.attention import FLOATS, KV_DTYPES, TritonAttention
-from platforms._shared.triton.ops import dense_kernels
+from platforms._shared.triton.ops import TritonKernels
 from platforms._shared.triton.tiles import INTERPRETER
 
 KV_BYTES = 1 << 20
@@ -54,7 +54,7 @@ class InterpretedPlatform(Platform):
         return self._memory
 
     def kernels(self) -> KernelTable:
-        return ReferenceKernels(dense_kernels(INTERPRETER))
+        return TritonKernels(INTERPRETER)
 
     def attention(self) -> Sequence[AttentionBackend]:
         return (TritonAttention(INTERPRETER, "cpu"),)

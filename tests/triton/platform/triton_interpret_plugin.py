@@ -14,7 +14,7 @@ NAME = "triton-interpret"
 
 @hookimpl
 def plugin_info() -> PluginInfo:
-    return PluginInfo(name=NAME, vendor="core tests", version="0.1.0", api=(1, 1), experimental=True)
+    return PluginInfo(name=NAME, vendor="core tests", version="0.1.0", api=(1, 2), experimental=True)
 
 
 @hookimpl
