@@ -20,7 +20,7 @@ NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -pri
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -72,8 +72,12 @@ api-lock: $(VENV)/.python  ## renew tests/api.lock after API_VERSION was raised
 
 docs: $(VENV)/.core $(VENV)/.dev  ## write the pages that are made from the source and from docs/reports
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/reference.py
 	@$(BIN)/python tests/conformance/documented.py
 	@$(BIN)/python docs/support.py
+
+site: $(VENV)/.core $(VENV)/.dev $(VENV)/.deploy  ## build the documentation's site into build/site; any warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 support-matrix: $(VENV)/.core $(VENV)/.dev $(VENV)/.plugins  ## run the conformance of every platform at hand, keep the reports, write docs/support.md
 	@$(BIN)/python docs/support.py --run

@@ -21,6 +21,7 @@ PREFIX = "CORE_"
 #: Read by others under our prefix, so known here: the native CPU kernels, and setup.py when it builds them.
 READ_ELSEWHERE = {
     "CORE_CPU_ISA": "instruction-set tier of the native kernels, one of those that `core platforms -v` lists; default: the best",
+    "CORE_CXX_WERROR": "1: setup.py makes the compiler's warnings errors, for people who change csrc/",
     "CORE_TARGET_DEVICE": "what setup.py builds kernels for: cpu or none; default: cpu",
 }
 

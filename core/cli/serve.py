@@ -45,7 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser("serve", help="serve a model over HTTP, with OpenAI's API")
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="directory, .gguf file or hub name; default: the demo"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="directory, .gguf file, hub name or s3://bucket/prefix; default: the demo",
     )
     add_options(parser, ServerOptions, "server options")
     add_options(parser, ProcessOptions, "process options")
