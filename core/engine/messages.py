@@ -174,6 +174,7 @@ class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     config: Config
     listen_fd: int
     control_endpoint: str
+    num_frontends: int = 1  # of this server
 
 
 Spec = EngineSpec | FrontendSpec

@@ -74,6 +74,9 @@ def run_engine(spec: EngineSpec, reports: Reports) -> None:
 
 def run_frontend(spec: FrontendSpec) -> None:
     """Call the frontend's entry; it returns when it has drained after SIGTERM."""
+    if spec.num_frontends > 1:
+        # prometheus_client reads it when the entry imports it, and counts into files there, which all frontends read.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.path.dirname(spec.control_endpoint.removeprefix("ipc://"))
     options = msgspec.msgpack.decode(spec.options, type=load_name(spec.options_type))
     load_name(spec.entry)(spec.config, options, spec.listen_fd, spec.control_endpoint)
 

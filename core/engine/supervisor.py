@@ -276,6 +276,7 @@ class Supervisor:
                 config=self._launch.config,
                 listen_fd=self._launch.listen_fd,
                 control_endpoint=self._hub.endpoint("control"),
+                num_frontends=self._launch.api_server_count,
             ),
             lambda report: None,  # it has nothing to report but its failure, which the child keeps
             fds=(self._launch.listen_fd,),

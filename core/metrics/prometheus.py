@@ -1,16 +1,19 @@
 """Metrics for Prometheus. Names and buckets are vLLM's, with a prefix of our own: with vLLM's its dashboards serve as they are.
 
-Request figures are this frontend's own; the engine's are pulled from it when scraped, so they are the same
-whichever frontend answers.
+The engine's figures are pulled from it when scraped, and those of requests are the sum over all frontends, ended ones
+included: they are the same whichever frontend answers. Several frontends count into prometheus_client's files for several
+processes: they survive who wrote them, so no sum ever falls, and nobody has to ask a frontend that may hang.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 import core
@@ -133,9 +136,14 @@ class PrometheusMetrics(MetricsSink):
         self._model = model
         self._prefix = prefix
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
         self._engine = _EngineCollector(model, prefix)
-        self._registry.register(self._engine)
+        self._rendered = self._registry
+        if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is not None:  # as prometheus_client counts in files
+            self._rendered = CollectorRegistry()
+            MultiProcessCollector(self._rendered, shared)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=self._registry)
+        self._rendered.register(self._engine)
         self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN)
         self._next_token = self._histogram("inter_token_latency_seconds", "Between successive tokens.", _NEXT_TOKEN)
         self._per_token = self._histogram(
@@ -210,7 +218,7 @@ class PrometheusMetrics(MetricsSink):
         """Everything, with the engine's figures where there are any: body and content type."""
         self._engine.stats = stats
         self._engine.status = status or EngineStatus()
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(self._rendered), CONTENT_TYPE_LATEST
 
 
 def _phases(choice: FinishedChoice) -> dict[str, float]:

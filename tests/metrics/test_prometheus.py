@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +82,35 @@ def test_what_runs_here_and_how_its_memory_is_planned(monkeypatch: pytest.Monkey
     assert sample(text, "core:engine_restarts_total") == 2
     parts = re.findall(r'memory_plan_bytes\{model_name="m",part="(\w+)"\} (\S+)', text)
     assert sorted(parts) == [("free", "50.0"), ("weights", "100.0")], "num_blocks is no part of memory"
+
+
+_FRONTEND = """
+import sys
+from core.metrics.prometheus import PrometheusMetrics
+metrics = PrometheusMetrics("m")
+for seconds in sys.argv[1:]:
+    metrics.first_token(float(seconds))
+    metrics.http("POST", "/v1/completions", 200, 0.1)
+print(metrics.render(None)[0].decode())
+"""
+
+
+def test_frontends_of_one_server_count_together_and_what_has_ended_stays_counted(tmp_path: Path) -> None:
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", _FRONTEND, *seconds],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seconds in (["0.5", "3"], ["3"], [])
+    ]
+    name = "core:time_to_first_token_seconds"
+    assert [sample(text, f"{name}_count") for text in texts] == [2, 3, 3]
+    assert [sample(text, f"{name}_sum") for text in texts] == [3.5, 6.5, 6.5]
+    assert f'{name}_bucket{{le="0.5",model_name="m"}} 1.0\n' in texts[2]
+    assert f'{name}_bucket{{le="5.0",model_name="m"}} 3.0\n' in texts[2]
+    assert 'http_requests_total{handler="/v1/completions",method="POST",status="2xx"} 3.0\n' in texts[2]
+    assert 'core:engine_up{model_name="m"} 0.0\n' in texts[2]
+    assert "process_cpu_seconds_total" not in texts[2]  # whose would it be?
