@@ -25,6 +25,7 @@ import msgspec
 from core.clock import Clock, MonotonicClock
 from core.config import Config
 from core.errors import Unsupported
+from core.logits import LogitsKernels
 from core.program import OpProgram, Value
 from core.types import (
     SAMPLING_FEATURES,
@@ -538,6 +539,10 @@ class Platform(abc.ABC):
     @abc.abstractmethod
     def attention(self) -> Sequence[AttentionBackend]:
         """Attention backends, best first."""
+
+    def logits_kernels(self) -> LogitsKernels | None:
+        """Kernels that choose tokens from logits that the host can read; None: the core's own, in NumPy."""
+        return None
 
     def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
         """Make the program executable for `bucket` (any shape within the limits if None).

@@ -14,12 +14,25 @@ KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "
 #: Compiled once for each tier.
 KERNEL_SOURCES = [
     f"csrc/cpu/kernels/{name}.cpp"
-    for name in ("attention", "kv_cache", "linear", "linear_quantized", "norm", "rope", "roofline", "silu_mul", "tier")
+    for name in (
+        "attention",
+        "choose",
+        "kv_cache",
+        "linear",
+        "linear_quantized",
+        "norm",
+        "rope",
+        "roofline",
+        "silu_mul",
+        "tier",
+    )
 ]
 #: What calls them, and knows nothing of Python.
-HOST_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("dispatch", "isa", "quantized", "rows", "schemes", "threads")]
+HOST_SOURCES = [
+    f"csrc/cpu/{name}.cpp" for name in ("choose", "dispatch", "isa", "quantized", "rows", "schemes", "threads")
+]
 #: What Python calls.
-BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_program", "bind_quantized", "bindings")]
+BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_choose", "bind_program", "bind_quantized", "bindings")]
 
 
 #: The compiler's flags of each tier, by what `platform.machine()` calls a kind of processor. A tier is used where

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from core.logits import LogitsKernels
 from core.platform import Bucket
 from core.runner.inputs import IntArray
 from core.sampling.batch import SamplingBatch
@@ -207,14 +208,15 @@ class BatchState:
         for index, matcher in self._followed(rows).items():
             matcher.advance(int(token_ids[index]))
 
-    def add_prompt_logprobs(self, part: Part, logits: Tensor) -> None:
+    def add_prompt_logprobs(self, part: Part, logits: Tensor, kernels: LogitsKernels) -> None:
         """Keep what the logits [n, vocab] of a prompt's tokens say of the tokens behind them."""
         row = int(part.rows[0])
         params, found = self.params[row], self.prompt_logprobs[row]
         assert params is not None and params.prompt_logprobs is not None
-        for position, one in zip((part.starts + 1).tolist(), logits, strict=False):  # behind them is padding
-            if position < self.num_prompt[row]:
-                found.append(token_logprobs(one, int(self.tokens[row, position]), params.prompt_logprobs))
+        following = (part.starts + 1)[part.starts + 1 < self.num_prompt[row]]
+        token_ids = self.tokens[row, following].tolist()
+        alternatives = [params.prompt_logprobs] * len(token_ids)
+        found += token_logprobs(kernels, logits, range(len(token_ids)), token_ids, alternatives)
 
     def take_prompt_logprobs(self, rows: npt.NDArray[np.int64]) -> dict[int, list[TokenLogprobs]]:
         """By row, those of `rows`, whose prompts are computed."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from core.logits import LogitsKernels
 from core.platform import Bucket, Executable, MemoryBackend
 from core.runner.batch import BatchState, StepInputs
 from core.runner.blocks import BlockMover
@@ -29,6 +30,7 @@ class ModelRunner:
         *,
         batch: BatchState,
         sampler: Sampler,
+        logits_kernels: LogitsKernels,
         executable_for: ExecutableFor,
         buckets: tuple[Bucket, ...],
         inputs: InputBuffers,
@@ -38,6 +40,7 @@ class ModelRunner:
     ) -> None:
         self.batch = batch
         self._sampler = sampler
+        self._logits_kernels = logits_kernels
         self._executable_for = executable_for
         self._buckets = buckets
         self._inputs = inputs
@@ -60,7 +63,7 @@ class ModelRunner:
             inputs = self.batch.prepare(part, self._buckets)
             logits = self._forward(inputs.shape)
             if part.of_prompt:
-                self.batch.add_prompt_logprobs(part, logits)
+                self.batch.add_prompt_logprobs(part, logits, self._logits_kernels)
             self.sample(output, inputs, logits)
         return output
 

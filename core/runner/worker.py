@@ -11,6 +11,7 @@ import torch
 from core.defaults import EagerExecutable
 from core.errors import Unsupported
 from core.layers.base import Parameter
+from core.logits import ReferenceLogits
 from core.logs import get_logger
 from core.platform import (
     Bindings,
@@ -168,7 +169,8 @@ class Worker:
         """Make every layer's blocks, the connector that moves them, and the runner that uses them."""
         self._blocks = self._make_blocks(num_blocks)
         scheduler, cache = self._config.scheduler, self._config.cache
-        model, sampler = self._model, make_sampler(self._config)
+        model, kernels = self._model, self._platform.logits_kernels() or ReferenceLogits()
+        sampler = make_sampler(self._config, kernels)
         described = self._config.model
         self._matchers = Matchers(described.tokenizer_path, described.vocab_size, described.eos_token_ids)
         program = model.program
@@ -187,6 +189,7 @@ class Worker:
                 position_offset=model.position_offset,
             ),
             sampler=sampler,
+            logits_kernels=kernels,
             executable_for=self._executable_for,
             buckets=self._buckets,
             inputs=inputs,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from core.config import Config
+from core.logits import LogitsKernels
 from core.sampling.base import LogitsProcessor, Sampler
 from core.sampling.sampler import DefaultSampler
 
 __all__ = ["LogitsProcessor", "Sampler", "make_sampler"]
 
 
-def make_sampler(config: Config) -> Sampler:
-    """The sampler that the options name, or the core's own. Raises PluginLoadError."""
+def make_sampler(config: Config, kernels: LogitsKernels) -> Sampler:
+    """The sampler that the options name, or the core's own, on `kernels`. Raises PluginLoadError."""
     extensions, options, eos = config.extensions, config.options, config.model.eos_token_ids
     if options.sampler is not None:
         chosen = extensions.samplers[options.sampler]
@@ -18,7 +19,7 @@ def make_sampler(config: Config) -> Sampler:
         if not isinstance(sampler, Sampler):
             raise chosen.error(f"gave {sampler!r} where a core.sampling.base.Sampler is due")
         return sampler
-    return DefaultSampler(eos, [_processor(config, name) for name in options.logits_processor])
+    return DefaultSampler(eos, [_processor(config, name) for name in options.logits_processor], kernels)
 
 
 def _processor(config: Config, name: str) -> LogitsProcessor:

@@ -27,6 +27,18 @@ class SamplingBatch:
     choice: npt.NDArray[np.int64]
     matchers: Mapping[int, Matcher] = field(default_factory=dict)
 
+    def select(self, indices: Sequence[int]) -> SamplingBatch:
+        """The batch of some of the sequences, in the order of `indices`."""
+        places = {index: place for place, index in enumerate(indices)}
+        return SamplingBatch(
+            params=[self.params[i] for i in indices],
+            tokens=self.tokens[indices],
+            num_tokens=self.num_tokens[indices],
+            num_prompt=self.num_prompt[indices],
+            choice=self.choice[indices],
+            matchers={places[i]: matcher for i, matcher in self.matchers.items() if i in places},
+        )
+
     def histories(self) -> Iterator[tuple[SamplingParams, npt.NDArray[Any], npt.NDArray[Any]]]:
         """(params, prompt tokens, output tokens) of each sequence."""
         for i, params in enumerate(self.params):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
+import numpy as np
 from torch import Tensor
 
+from core.logits import LogitsKernels
 from core.types import TokenLogprobs
 
 
-def token_logprobs(logits: Tensor, token: int, alternatives: int) -> TokenLogprobs:
-    """Of one position: logits [vocab] float32, unmodified. `alternatives` most likely tokens are listed."""
-    logprobs = torch.log_softmax(logits, -1)
-    chosen = logprobs[token]
-    rank = int((logprobs > chosen).sum()) + 1
-    values, indices = logprobs.topk(alternatives)
-    return TokenLogprobs(float(chosen), rank, list(zip(indices.tolist(), values.tolist(), strict=True)))
+def token_logprobs(
+    kernels: LogitsKernels, logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], alternatives: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Of `token_ids[i]` at `rows[i]` of logits [n, vocab] float32, unmodified, beside its `alternatives[i]` likeliest."""
+    count = max(alternatives, default=0)
+    found = kernels.logprobs(logits.numpy(), np.array(rows, np.int32), np.array(token_ids, np.int64), count)
+    return [
+        TokenLogprobs(values[0], rank, list(zip(ids[1 : 1 + wanted], values[1 : 1 + wanted], strict=True)))
+        for values, ids, rank, wanted in zip(*(each.tolist() for each in found), alternatives, strict=True)
+    ]

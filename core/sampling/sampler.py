@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from core.logits import Choices, LogitsKernels, ReferenceLogits
 from core.sampling.bans import ban
-from core.sampling.base import LogitsProcessor, Sampler
-from core.sampling.batch import SamplingBatch, is_plain_greedy
+from core.sampling.base import LogitsProcessor, Sampler, TokenIds
+from core.sampling.batch import SamplingBatch, bans_tokens, changes_logits, is_plain_greedy
 from core.sampling.logprobs import token_logprobs
 from core.sampling.penalties import adjust_logits
-from core.sampling.random import gumbels
 from core.structured.base import Matcher
 from core.types import SamplingParams, TokenLogprobs
 
@@ -25,38 +24,88 @@ class DefaultSampler(Sampler):
     A draw depends on the logits and on (seed, choice, position), not on the neighbours in the batch.
     """
 
-    def __init__(self, eos_token_ids: Sequence[int], processors: Sequence[LogitsProcessor] = ()) -> None:
+    def __init__(
+        self,
+        eos_token_ids: Sequence[int],
+        processors: Sequence[LogitsProcessor] = (),
+        kernels: LogitsKernels | None = None,
+    ) -> None:
+        """`kernels`: the platform's, or None for the core's own."""
         self._eos_token_ids = tuple(eos_token_ids)
         self._processors = tuple(processors)
+        self._kernels = ReferenceLogits() if kernels is None else kernels
 
     def is_argmax(self, params: SamplingParams) -> bool:
         """Greedy, and nothing changes the logits or asks for more."""
         return is_plain_greedy(params) and not any(processor.applies(params) for processor in self._processors)
 
-    def sample(self, logits: Tensor, batch: SamplingBatch) -> tuple[npt.NDArray[np.int64], dict[int, TokenLogprobs]]:
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> tuple[TokenIds, dict[int, TokenLogprobs]]:
         """logits float32 [n, vocab] -> token ids [n], and the logprobs of those that asked, by index in the batch."""
-        adjusted = logits.clone()
+        every = range(len(batch.params))
+        changed = [i for i in every if self._changes(i, batch)]
+        if not changed:
+            tokens = self._choose(logits, every, batch)
+        else:  # only their rows are copied
+            tokens = np.empty(len(every), np.int64)
+            plain = [i for i in every if i not in changed]
+            tokens[plain] = self._choose(logits, plain, batch.select(plain))
+            part, adjusted = batch.select(changed), logits[changed]
+            self._adjust(adjusted, part)
+            tokens[changed] = self._choose(adjusted, range(len(changed)), part)
+        return tokens, self.logprobs(logits, batch, tokens)
+
+    def logprobs(self, logits: Tensor, batch: SamplingBatch, tokens: TokenIds) -> dict[int, TokenLogprobs]:
+        """Of the `tokens` [n] of those that asked, as the model's own logits [n, vocab] have them; by index."""
+        wanted = {i: params.logprobs for i, params in enumerate(batch.params) if params.logprobs is not None}
+        if not wanted:
+            return {}
+        rows = list(wanted)
+        found = token_logprobs(self._kernels, logits, rows, tokens[rows].tolist(), list(wanted.values()))
+        return dict(zip(rows, found, strict=True))
+
+    def _changes(self, index: int, batch: SamplingBatch) -> bool:
+        """Whether anything applies to a sequence's logits before a token is chosen."""
+        params = batch.params[index]
+        return (
+            index in batch.matchers
+            or bans_tokens(params)
+            or changes_logits(params)
+            or batch.num_tokens[index] - batch.num_prompt[index] < params.min_tokens
+            or any(processor.applies(params) for processor in self._processors)
+        )
+
+    def _adjust(self, logits: Tensor, batch: SamplingBatch) -> None:
         if self._processors:
-            self._process(adjusted, batch)
-        forbid(adjusted, batch.matchers)
-        ban(adjusted, batch)
-        adjust_logits(adjusted, batch, self._eos_token_ids)
-        tokens = greedy(adjusted)
-        for i, params in enumerate(batch.params):
-            if not params.greedy:
-                tokens[i] = draw(adjusted[i], params, int(batch.choice[i]), int(batch.num_tokens[i]))
-        logprobs = {
-            i: token_logprobs(logits[i], int(tokens[i]), params.logprobs)
-            for i, params in enumerate(batch.params)
-            if params.logprobs is not None
-        }
-        return tokens, logprobs
+            self._process(logits, batch)
+        forbid(logits, batch.matchers)
+        ban(logits, batch)
+        adjust_logits(logits, batch, self._eos_token_ids)
 
     def _process(self, logits: Tensor, batch: SamplingBatch) -> None:
         for row, (params, prompt, output) in zip(logits, batch.histories(), strict=True):
             for processor in self._processors:
                 if processor.applies(params):
                     processor.process(row, params, prompt, output)
+
+    def _choose(self, logits: Tensor, rows: Sequence[int], batch: SamplingBatch) -> TokenIds:
+        """Of each sequence of `batch`, whose logits are those of `rows`."""
+        return self._kernels.choose(logits.numpy(), choices(batch, rows))
+
+
+def choices(batch: SamplingBatch, rows: Sequence[int]) -> Choices:
+    """What the kernels need to know of a batch, whose logits are `rows`. A request got its seed at admission; a greedy
+    one needs none."""
+    params = batch.params
+    return Choices(
+        rows=np.array(rows, np.int32),
+        temperature=np.array([p.temperature for p in params], np.float64),
+        top_k=np.array([p.top_k for p in params], np.int32),
+        top_p=np.array([p.top_p for p in params], np.float64),
+        min_p=np.array([p.min_p for p in params], np.float64),
+        seed=np.array([0 if p.greedy else p.seed for p in params], np.int64),
+        choice=batch.choice,
+        position=batch.num_tokens,
+    )
 
 
 def forbid(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
@@ -70,37 +119,3 @@ def greedy(logits: Tensor) -> npt.NDArray[np.int64]:
     """The index of each row's largest logit, the first of equals. NumPy takes a tenth of torch's time for it."""
     tokens: npt.NDArray[np.int64] = logits.numpy().argmax(-1)
     return tokens
-
-
-def draw(logits: Tensor, params: SamplingParams, choice: int, position: int) -> int:
-    """A token of one row of logits [vocab], for the place `position` of choice `choice`."""
-    assert params.seed is not None, "a request gets a seed at admission"
-    scaled = logits / params.temperature
-    if scaled.max() == -torch.inf:
-        return 0  # a form, min_tokens and the like contradict each other: nothing is left to draw from
-    candidates = likely(scaled, params)
-    noise = gumbels(params.seed, choice, position, candidates.numpy())
-    return int(candidates[int((scaled[candidates].double().numpy() + noise).argmax())])
-
-
-def likely(scaled: Tensor, params: SamplingParams) -> Tensor:
-    """Indices of the tokens that min-p, top-k and then top-p leave; those as likely as the last one left stay too."""
-    every = torch.arange(len(scaled))
-    if params.min_p == 0.0 and not 0 < params.top_k < len(scaled) and params.top_p == 1.0:
-        return every
-    row = torch.softmax(scaled, -1)
-    if params.min_p > 0.0:
-        row[row < params.min_p * row.max()] = 0.0
-    if 0 < params.top_k < len(row):
-        row[row < row.topk(params.top_k).values[-1]] = 0.0
-    if params.top_p < 1.0:
-        row[row < _nucleus_threshold(row, params.top_p)] = 0.0
-    return every[row > 0.0]
-
-
-def _nucleus_threshold(row: Tensor, top_p: float) -> Tensor:
-    """The smallest probability in the nucleus (Holtzman et al. 2020): the fewest tokens that reach top_p together."""
-    ordered = row.sort(descending=True).values
-    before = ordered.double().cumsum(-1) - ordered.double()
-    inside = before < top_p * row.double().sum()
-    return ordered[int(inside.sum()) - 1]

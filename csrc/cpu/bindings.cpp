@@ -98,4 +98,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("read_memory", &py_read_memory, "data"_a, "bytes"_a);
   module.def("multiply", &py_multiply, "dtype"_a, "rounds"_a);
   bind_program(module);
+  bind_choose(module);
 }

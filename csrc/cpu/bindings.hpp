@@ -15,4 +15,7 @@ void bind_program(py::module_& module);
 // Quantised weights, and the ops of a program that take them.
 void bind_quantized(py::module_& module, py::class_<Program>& program);
 
+// Choosing tokens from logits.
+void bind_choose(py::module_& module);
+
 }  // namespace core::cpu

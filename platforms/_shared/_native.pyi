@@ -85,6 +85,47 @@ def paged_attention(
     many threads there are. It differs from tier to tier.
     """
 
+# --- choosing tokens ------------------------------------------------------------------------------------------
+
+def choose(
+    logits: int,
+    num_rows: int,
+    vocab: int,
+    stride: int,
+    count: int,
+    rows: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    seed: int,
+    choice: int,
+    position: int,
+    out: int,
+) -> None:
+    """`count` tokens from logits float32 [num_rows, vocab], as `core.logits.ReferenceLogits.choose` says.
+
+    rows, top_k: int32 [count]; temperature, top_p, min_p: float64; seed, choice, position, out: int64.
+    """
+
+def logprobs(
+    logits: int,
+    num_rows: int,
+    vocab: int,
+    stride: int,
+    count: int,
+    alternatives: int,
+    rows: int,
+    tokens: int,
+    values: int,
+    ids: int,
+    ranks: int,
+) -> None:
+    """What `core.logits.ReferenceLogits.logprobs` says of `tokens` int64 [count] in `rows` int32 [count].
+
+    values: float64 [count, 1 + alternatives]; ids: int64 of that shape; ranks: int64 [count].
+    """
+
 # --- what the machine can do, for benchmarks -----------------------------------------------------------------
 
 def read_memory(data: int, bytes: int) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from core.sampling.bans import ban
 from core.sampling.batch import SamplingBatch, is_plain_greedy
-from core.sampling.sampler import DefaultSampler, draw
+from core.sampling.sampler import DefaultSampler
 from core.types import SamplingParams
 
 VOCAB = 20
@@ -62,7 +62,3 @@ def test_the_sampler_obeys_and_leaves_neighbours_alone() -> None:
     tokens, _ = DefaultSampler([2]).sample(logits, batch(*params))
     assert tokens[0] == (3 if logits[0, 3] > logits[0, 9] else 9) and tokens[1] == logits[1].argmax()
     assert not is_plain_greedy(params[0]) and is_plain_greedy(params[1])
-
-
-def test_nothing_left_to_draw_from_is_no_crash() -> None:
-    assert draw(torch.full((VOCAB,), -torch.inf), SamplingParams(seed=0, top_p=0.5), 0, 0) == 0

@@ -32,6 +32,7 @@ PUBLIC = (
     "core.layers.linear",
     "core.layers.norm",
     "core.layers.rope",
+    "core.logits",
     "core.metrics.base",
     "core.models.blocks",
     "core.ops",

@@ -8,6 +8,7 @@ MODULES = (
     "core.conformance.checks.quantization",
     "core.conformance.checks.attention",
     "core.conformance.checks.programs",
+    "core.conformance.checks.logits",
     "core.conformance.checks.executors",
     "core.conformance.checks.engine",
     "core.conformance.checks.invariance",

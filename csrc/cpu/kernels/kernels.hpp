@@ -174,6 +174,18 @@ struct AttentionItem {
 
 // --- the table --------------------------------------------------------------------------------------------------
 
+// --- choosing tokens --------------------------------------------------------------------------------------------
+
+constexpr int choice_group = 64;                    // logits that are looked at together
+constexpr double weight_unit = 1099511627776.0;     // 2^40: probabilities are summed as integers, so in any order
+constexpr uint64_t golden = 0x9e3779b97f4a7c15u;    // SplitMix64's
+
+// Of one row: a token's gap is (logit - max) * sharpness, and its probability goes with e^gap.
+struct ChoiceScale {
+  double max;
+  double sharpness;
+};
+
 template <typename Args>
 using RowKernel = void (*)(const Args& args, int64_t first_row, int64_t last_row) noexcept;
 
@@ -191,6 +203,14 @@ struct Kernels {
   RowKernel<Norm> norm;
   RowKernel<SiluMul> silu_mul;
   RowKernel<Rope> rope;
+  // The largest of each group of a row, NaNs aside; whether there are any.
+  bool (*group_maxima)(const float* row, int64_t count, float* maxima) noexcept;
+  // The weights e^gap, in units of 2^-40, of a group's logits that are at least `least`; their sum. Weights may be null.
+  int64_t (*weigh)(const float* x, int64_t count, const ChoiceScale& scale, float least, int64_t* weights) noexcept;
+  // Those of a group, as bits, whose gap and noise together may exceed `best`: all that do, and few others. `state` is
+  // the generator's at the group's first token.
+  uint64_t (*contenders)(const float* x, int64_t count, const ChoiceScale& scale, float least, double best,
+                         uint64_t state) noexcept;
   // For benchmarks: reads words, and returns them all or-ed; multiplies in registers, and returns how many FLOPs it took.
   uint32_t (*read_words)(const uint32_t* from, int64_t words) noexcept;
   int64_t (*multiply_words)(Element type, int64_t rounds) noexcept;

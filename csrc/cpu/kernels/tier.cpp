@@ -3,8 +3,9 @@
 namespace core::cpu {
 namespace CORE_ISA {
 
-const Kernels kernels{kv_write, attend, attend_split, merge_splits, linear, quantize_rows, linear_quantized, norm,
-                      silu_mul, rope,   read_words,   multiply_words};
+const Kernels kernels{kv_write,     attend,        attend_split,     merge_splits, linear,     quantize_rows,
+                      linear_quantized, norm,      silu_mul,         rope,         group_maxima, weigh,
+                      contenders,   read_words,    multiply_words};
 
 }  // namespace CORE_ISA
 }  // namespace core::cpu

@@ -10,6 +10,7 @@ import torch
 from core.config import GIB, Config
 from core.defaults import ReferenceKernels
 from core.errors import ConfigError, Unsupported
+from core.logits import LogitsKernels
 from core.platform import (
     AttentionBackend,
     Bindings,
@@ -27,6 +28,7 @@ from core.platform import (
 from core.types import DType
 from platforms._shared import _native, host
 from platforms._shared.native.attention import DTYPES, KV_DTYPES, NativeAttention
+from platforms._shared.native.logits import NativeLogits
 from platforms._shared.native.memory import CpuMemory
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
@@ -87,6 +89,10 @@ class HostPlatform(Platform):
     def attention(self) -> Sequence[AttentionBackend]:
         """Native paged attention."""
         return (self._attention,)
+
+    def logits_kernels(self) -> LogitsKernels | None:
+        """Native ones: they read a row once, and after that only where it matters."""
+        return NativeLogits()
 
     def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
         """A native program; None where the model uses an op that has no native kernel."""

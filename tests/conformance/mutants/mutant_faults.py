@@ -16,6 +16,7 @@ _Breaks = TypeVar("_Breaks", bound=Callable[[MutantPlatform], None])
 #: Modules that register faults by `fault`.
 MODULES = (
     "mutant_kernels",
+    "mutant_logits",
     "mutant_attention",
     "mutant_memory",
     "mutant_quantization",

@@ -17,6 +17,7 @@ from core import ops
 from core.config import Config, ParallelConfig
 from core.defaults import EagerExecutable, ReferenceAttention, ReferenceKernels, TorchMemory, bind_step
 from core.errors import Unsupported
+from core.logits import LogitsKernels, ReferenceLogits
 from core.platform import (
     AttentionBackend,
     Bindings,
@@ -116,6 +117,7 @@ class MutantPlatform(Platform):
         )
         self.memory_backend: MemoryBackend = Memory()
         self.table: KernelTable = ReferenceKernels({"linear": linear})
+        self.choosing: LogitsKernels | None = ReferenceLogits()
         self.attention_backends: tuple[AttentionBackend, ...] = (RowAttention(),)
         self.settle: Callable[[Config], Plan] = self._settle
         self.executable: Callable[[Bindings, Bucket | None], Executable] = _executable
@@ -137,6 +139,9 @@ class MutantPlatform(Platform):
 
     def attention(self) -> Sequence[AttentionBackend]:
         return self.attention_backends
+
+    def logits_kernels(self) -> LogitsKernels | None:
+        return self.choosing
 
     def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable:
         return self.executable(bindings, bucket)

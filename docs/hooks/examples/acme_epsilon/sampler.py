@@ -10,7 +10,6 @@ from torch import Tensor
 from core.hookspecs import parse_own_options
 from core.sampling.base import TokenIds
 from core.sampling.batch import SamplingBatch
-from core.sampling.logprobs import token_logprobs
 from core.sampling.sampler import DefaultSampler
 from core.types import TokenLogprobs
 
@@ -26,7 +25,5 @@ class EpsilonSampler(DefaultSampler):
         """The most likely token always stays; `logits` are the engine's and not changed."""
         probabilities = logits.softmax(-1)
         least = probabilities.amax(-1, keepdim=True).clamp(max=self._epsilon)
-        tokens, logprobs = super().sample(logits.masked_fill(probabilities < least, float("-inf")), batch)
-        for index in logprobs:  # of the distribution as the model gave it
-            logprobs[index] = token_logprobs(logits[index], int(tokens[index]), batch.params[index].logprobs or 0)
-        return tokens, logprobs
+        tokens, _ = super().sample(logits.masked_fill(probabilities < least, float("-inf")), batch)
+        return tokens, self.logprobs(logits, batch, tokens)  # of the distribution as the model gave it

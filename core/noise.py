@@ -12,29 +12,31 @@ import numpy.typing as npt
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
 
 
-def gumbels(seed: int, choice: int, position: int, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Standard Gumbel noise for one position, a number for each token id (Gumbel 1954; Maddison et al. 2014).
+def gumbels(key: np.uint64, token_ids: I64) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise, a number for each token id (Gumbel 1954; Maddison et al. 2014).
 
     The token with the largest sum of logit and noise is a draw from the softmax. Unlike an inverted cumulative
     distribution, that token changes only where the two best sums change places: rounding elsewhere in the vocabulary,
     as when a request is resumed and its KV computed in other batches, leaves it alone.
     """
-    return -np.log(-np.log(uniforms(_key(seed, choice, position), token_ids)))
+    return -np.log(-np.log(uniforms(key, token_ids)))
 
 
-def uniforms(key: np.uint64, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Numbers in (0, 1), never either end, with 53 random bits for each counter."""
+def uniforms(key: np.uint64, counters: I64) -> npt.NDArray[np.float64]:
+    """Numbers in (0, 1), never either end, with 52 random bits for each counter: with 53 the last would round to 1."""
     bits = _mix(key + counters.astype(np.uint64) * _GOLDEN)
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def _key(*parts: int) -> np.uint64:
-    state = np.zeros(1, np.uint64)
+def keys(*parts: I64) -> U64:
+    """A key from the numbers at the same place of each of `parts`, [n] each -> [n]."""
+    state = np.zeros(len(parts[0]), np.uint64)
     for part in parts:
-        state = _mix(state + np.uint64(part % 2**64))
-    return np.uint64(state[0])
+        state = _mix(state + part.astype(np.uint64))
+    return state
 
 
 def _mix(x: U64) -> U64:
