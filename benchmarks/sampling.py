@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS, help="(default: %(default)s)")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
+    platform()  # sets the threads
     print(machine())
     for vocab in VOCABULARIES:
         for rows in ROWS:

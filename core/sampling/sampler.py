@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from core.logits import Choices, LogitsKernels, ReferenceLogits
@@ -49,7 +50,7 @@ class DefaultSampler(Sampler):
             tokens = np.empty(len(every), np.int64)
             plain = [i for i in every if i not in changed]
             tokens[plain] = self._choose(logits, plain, batch.select(plain))
-            part, adjusted = batch.select(changed), logits[changed]
+            part, adjusted = batch.select(changed), torch.from_numpy(logits.numpy()[changed])
             self._adjust(adjusted, part)
             tokens[changed] = self._choose(adjusted, range(len(changed)), part)
         return tokens, self.logprobs(logits, batch, tokens)
