@@ -13,9 +13,6 @@
 namespace core::cpu {
 namespace {
 
-// Beyond these a sum of products of bytes could leave int32.
-constexpr int64_t most_inputs = 65536;
-
 struct PyWeight {
   QuantizedWeight weight;
   const Scheme* scheme;
@@ -25,7 +22,6 @@ PyWeight make(uintptr_t data, const std::string& dtype, const std::string& name,
   const Scheme& how = scheme(name);
   require(outputs > 0 && inputs > 0, "shape", "must be positive");
   require(inputs % how.block_inputs == 0, "inputs", "are not whole blocks of the scheme");
-  require(how.form.group != 0 || inputs <= most_inputs, "inputs", "are more than 65536 under one scale");
   require(data % 64 == 0, "data", "is not at a cache line");
   return {{static_cast<char*>(address(data, "data")), element(dtype, "dtype"), how.form, outputs, inputs}, &how};
 }

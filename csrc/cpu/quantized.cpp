@@ -33,7 +33,7 @@ class Output {
  public:
   explicit Output(const QuantizedWeight& weight)
       : quants_(static_cast<size_t>(weight.groups() * weight.group_inputs())),
-        scales_(static_cast<size_t>(weight.groups())),
+        scales_(static_cast<size_t>(weight.heads())),
         offsets_(scales_.size()) {}
 
   Quants at(int64_t first_input, int64_t first_group) {
@@ -95,7 +95,7 @@ class Output {
   void values(const QuantizedWeight& weight, float* to) const {
     const int64_t group_inputs = weight.group_inputs();
     for (int64_t i = 0; i < weight.inputs; ++i) {
-      const auto group = static_cast<size_t>(i / group_inputs);
+      const auto group = weight.form.group == 0 ? 0 : static_cast<size_t>(i / group_inputs);
       const int quant = quants_[static_cast<size_t>(i)];
       to[i] = weight.form.offsets ? static_cast<float>(quant) * scales_[group] + offsets_[group]
                                   : static_cast<float>(quant - weight.form.zero) * scales_[group];

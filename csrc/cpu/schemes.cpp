@@ -144,17 +144,18 @@ void decode_q6_k(const uint8_t* from, const Quants& to) {
 }  // namespace
 
 const std::vector<Scheme>& schemes() {
+  // What the user has quantised takes activations of 8 bits; what comes so loses nothing more.
   static const std::vector<Scheme> all{
-      {"int8", {8, 0, false, 128}, quantize_int8, nullptr, 1, 0},
-      {"int4", {4, 32, true, 0}, quantize_int4, nullptr, block, 0},
-      {"q8_0", {8, 32, false, 128}, nullptr, decode_q8_0, block, 34},
-      {"q4_0", {4, 32, false, 8}, nullptr, decode_q4_0, block, 18},
-      {"q4_1", {4, 32, true, 0}, nullptr, decode_q4_1, block, 20},
-      {"q5_0", {8, 32, false, 16}, nullptr, decode_q5_0, block, 22},
-      {"q5_1", {8, 32, true, 0}, nullptr, decode_q5_1, block, 24},
-      {"q4_k", {4, 32, true, 0}, nullptr, decode_q4_k, super_block, 144},
-      {"q5_k", {8, 32, true, 0}, nullptr, decode_q5_k, super_block, 176},
-      {"q6_k", {8, 16, false, 32}, nullptr, decode_q6_k, super_block, 210},
+      {"int8", {8, 0, false, 128, 8}, quantize_int8, nullptr, 1, 0},
+      {"int4", {4, 32, true, 0, 8}, quantize_int4, nullptr, block, 0},
+      {"q8_0", {8, 32, false, 128, 16}, nullptr, decode_q8_0, block, 34},
+      {"q4_0", {4, 32, false, 8, 16}, nullptr, decode_q4_0, block, 18},
+      {"q4_1", {4, 32, true, 0, 16}, nullptr, decode_q4_1, block, 20},
+      {"q5_0", {8, 32, false, 16, 16}, nullptr, decode_q5_0, block, 22},
+      {"q5_1", {8, 32, true, 0, 16}, nullptr, decode_q5_1, block, 24},
+      {"q4_k", {4, 32, true, 0, 16}, nullptr, decode_q4_k, super_block, 144},
+      {"q5_k", {8, 32, true, 0, 16}, nullptr, decode_q5_k, super_block, 176},
+      {"q6_k", {8, 16, false, 32, 16}, nullptr, decode_q6_k, super_block, 210},
   };
   return all;
 }

@@ -1,8 +1,8 @@
 """Quantised weights and their products, in every scheme, on every instruction-set tier of this processor.
 
 What a weight reads as is held against its meaning in `core.quantization`, and its products against what it reads as, in
-float64. Their bound: half a step of the activations' eight bits, |x|max / 254 of the row (int8) or of the group, times the
-sum of the weights' magnitudes there; the float sums of n groups, in `FLOAT` of the terms' magnitudes; one rounding to
+float64. Their bound: half a step of the activations, of eight bits (|x|max / 254 of 32 inputs) for int8 and int4 and of
+sixteen (|x|max / 65278 of a group) for a file's blocks, times the sum of the weights' magnitudes there; the float sums of n groups, in `FLOAT` of the terms' magnitudes; one rounding to
 the output's type.
 """
 
@@ -108,10 +108,11 @@ def wide(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return view
 
 
-def activation_loss(x: Tensor, values: Tensor, group: int) -> Tensor:
+def activation_loss(x: Tensor, values: Tensor, scheme: str) -> Tensor:
     """Half a step of each activation times its weight's magnitude: [rows, outputs]."""
+    group, largest = 16 if scheme == "q6_k" else 32, 32639 if scheme in BLOCK_SCHEMES else 127
     padded = torch.nn.functional.pad(x.double().abs(), (0, -x.shape[1] % group))
-    steps = padded.view(len(x), -1, group).amax(2).repeat_interleave(group, 1)[:, : x.shape[1]] / 127
+    steps = padded.view(len(x), -1, group).amax(2).repeat_interleave(group, 1)[:, : x.shape[1]] / largest
     return 1.001 * steps / 2 @ values.double().abs().t()
 
 
@@ -125,7 +126,7 @@ def check_linear(
     wanted = x.double() @ values.t() + (0 if offset is None else offset.double())
     # Of quants without their zero or offset, which a sum has until these are taken off: at most 8 times a value here.
     terms = 8 * (x.double().abs() @ values.abs().t()) + x.double().abs().sum(1, keepdim=True) * values.abs().max()
-    allowed = activation_loss(x, values, inputs if scheme == "int8" else 16 if scheme == "q6_k" else 32)
+    allowed = activation_loss(x, values, scheme)
     allowed += (inputs + 8) * FLOAT * (terms + wanted.abs()) + 1.01 * UNIT[found.dtype] * wanted.abs()
     error = (found.double() - wanted).abs()
     assert (error <= 1.01 * allowed + 1e-30).all(), f"{(error / allowed).max():.3g} times as far off as allowed"

@@ -2,7 +2,8 @@
 //
 // With sw, sa the scales of a group's weights and activations and q, a their quants, an output is the sum over its groups,
 // in their order from 0 on, of sw * sa * sum(q * a), the inner sum exact in int32, and of offset * sa * sum(a) where the
-// weight has offsets. A row is quantised by itself, so its result does not depend on the batch, on tiles or on threads.
+// weight has offsets; the one sw of an output that has no more is multiplied last. A row is quantised by itself, so its
+// result does not depend on the batch, on tiles or on threads.
 #include "../vec/dots.hpp"
 #include "quantized.hpp"
 #include "tier.hpp"
@@ -13,22 +14,24 @@ namespace {
 
 constexpr int vectors = panel_outputs / lanes;
 
-template <int bits_, int group_, bool offsets_>
+// T: activations' quants.
+template <int bits_, int group_, bool offsets_, typename T>
 struct Form {
+  using Products = Quads<T>;
   static constexpr int bits = bits_;
   static constexpr int group = group_;
   static constexpr bool offsets = offsets_;
   static constexpr int words = bits == 8 ? 1 : 2;  // that lie in the same bytes
-  // Rows and panels whose sums fill the registers: a panel has an int32 sum a row, and in groups a float one too.
-  static constexpr int max_panels = lanes == 16 && group == 0 ? 2 : 1;
-  static constexpr int max_rows = lanes == 16 ? 12 : lanes == 8 ? 4 : 2;
+  // Rows whose sums fill the registers, those of the groups and those of the group.
+  static constexpr int max_rows = lanes == 16 ? (sizeof(T) == 1 ? 12 : 8) : lanes == 8 ? 4 : 2;
 };
 
 // --- activations ----------------------------------------------------------------------------------------------
 
 // Elements at … at + count of a row, which ends at `inputs`.
-template <typename T>
+template <typename T, typename Quant>
 void quantize_group(const T* x, int64_t at, int64_t inputs, int64_t count, int zero, char* to) {
+  constexpr float largest = sizeof(Quant) == 1 ? 127.0f : 32639.0f;
   vuint magnitudes = {};  // as bits, whose order is the numbers' own, and not-a-number the largest
   for (int64_t i = 0; i < count; i += lanes) {
     const vuint bits = (vuint)load_padded(x, at + i, inputs) & 0x7fffffffu;
@@ -37,44 +40,44 @@ void quantize_group(const T* x, int64_t at, int64_t inputs, int64_t count, int z
   const vint most = reduce((vint)magnitudes, [](vint a, vint b) { return a > b ? a : b; }) - vint{};
   const float magnitude = ((vfloat)most)[0];
   const bool is_zero = magnitude < 0x1p-120f;  // or so small that its inverse would be none
-  const float inverse = is_zero ? 0.0f : 127.0f / magnitude;
+  const float inverse = is_zero ? 0.0f : largest / magnitude;
 
-  auto* quants = reinterpret_cast<int8_t*>(to + sizeof(ActivationHead));
+  char* quants = to + sizeof(ActivationHead);
   const vfloat round = broadcast(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the rounded integer
   vint total = {};
   for (int64_t i = 0; i < count; i += lanes) {
     const vint quant = (vint)(round + load_padded(x, at + i, inputs) * inverse) - (vint)round;
     total += quant;
-    store_bytes(quants + i, quant);
+    Quads<Quant>::store(quants + i / 4 * Quads<Quant>::input_bytes, quant);
   }
   const int32_t sum = reduce(total, [](vint a, vint b) { return a + b; });
-  const float scale = is_zero ? 0.0f : magnitude / 127.0f;
+  const float scale = is_zero ? 0.0f : magnitude / largest;
   const ActivationHead head{scale, scale * static_cast<float>(sum), -zero * sum, 0};
   __builtin_memcpy(to, &head, sizeof head);
 }
 
-template <typename T>
+template <typename T, typename Quant>
 void quantize_row(const QuantizedLinear& args, int64_t row) {
   const QuantizedWeight& weight = args.weight;
   const auto* x = static_cast<const T*>(args.x.data) + row * args.x.stride;
   char* to = args.quantized.data + row * args.quantized.row_bytes;
   const int64_t group_inputs = weight.group_inputs();
   for (int64_t at = 0; at < weight.inputs; at += group_inputs, to += args.quantized.group_bytes) {
-    quantize_group(x, at, weight.inputs, round_up(group_inputs, 16), weight.form.zero, to);
+    quantize_group<T, Quant>(x, at, weight.inputs, round_up(group_inputs, 16), weight.form.zero, to);
   }
 }
 
 // --- products -------------------------------------------------------------------------------------------------
 
-// Sums [rows, width] to their place in the output, with the bias.
+// Sums [rows, outputs of a panel] to their place in the output, with the bias.
 template <typename T, typename Out>
 __attribute__((noinline)) void write_out(const QuantizedLinear& args, const float* sums, int64_t row, int64_t rows,
-                                         int64_t output, int64_t width) {
+                                         int64_t output) {
   const auto* bias = static_cast<const T*>(args.bias);
   auto* out = static_cast<Out*>(args.out.data) + row * args.out.stride;
   const int64_t outputs = args.weight.outputs;
-  for (int64_t r = 0; r < rows; ++r, sums += width, out += args.out.stride) {
-    for (int64_t i = 0; i < width && output + i < outputs; i += lanes) {
+  for (int64_t r = 0; r < rows; ++r, sums += panel_outputs, out += args.out.stride) {
+    for (int64_t i = 0; i < panel_outputs && output + i < outputs; i += lanes) {
       vfloat sum = load(sums + i);
       if (bias != nullptr) sum = sum + load_padded(bias, output + i, outputs);
       store_padded(out, output + i, outputs, sum);
@@ -82,136 +85,134 @@ __attribute__((noinline)) void write_out(const QuantizedLinear& args, const floa
   }
 }
 
-// `quads` words of each of the panels, times those of each row.
-template <typename F, int rows, int panels>
-inline __attribute__((always_inline)) void add_words(const char* words, int64_t panel_bytes, const char* x,
-                                                     int64_t row_bytes, vint (&dots)[rows][panels * vectors]) {
-  vuint bytes[panels * vectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < panels * vectors; ++i) {
-    bytes[i] = load_vector<vuint>(words + i / vectors * panel_bytes + i % vectors * lanes * 4);
-  }
+// The words at an address, times those of each row.
+template <typename F, int rows>
+inline __attribute__((always_inline)) void add_words(const char* words, const char* x, int64_t row_bytes,
+                                                     typename F::Products::Sum (&dots)[rows][vectors]) {
+  using Products = typename F::Products;
+  vuint bytes[vectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < vectors; ++i) bytes[i] = load_vector<vuint>(words + i * lanes * 4);
 #pragma GCC unroll 2
   for (int word = 0; word < F::words; ++word) {
-    Quads::Weights w[panels * vectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < panels * vectors; ++i) {
-      w[i] = Quads::weights(F::bits == 8 ? bytes[i] : (word == 0 ? bytes[i] : bytes[i] >> 4) & 0x0f0f0f0fu);
+    typename Products::Weights w[vectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < vectors; ++i) {
+      w[i] = Products::weights(F::bits == 8 ? bytes[i] : (word == 0 ? bytes[i] : bytes[i] >> 4) & 0x0f0f0f0fu);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < rows; ++row) {
-      const Quads::Input input = Quads::input(reinterpret_cast<const int8_t*>(x + row * row_bytes) + word * 4);
-#pragma GCC unroll 8
-      for (int i = 0; i < panels * vectors; ++i) dots[row][i] = Quads::accumulate(dots[row][i], w[i], input);
+      const typename Products::Input input = Products::input(x + row * row_bytes + word * Products::input_bytes);
+#pragma GCC unroll 4
+      for (int i = 0; i < vectors; ++i) dots[row][i] = Products::accumulate(dots[row][i], w[i], input);
     }
   }
 }
 
 // A group's dot products, scaled, to the sums.
-template <typename F, int rows, int panels>
-inline __attribute__((always_inline)) void add_group(const char* heads, int64_t panel_bytes, const char* x,
-                                                     int64_t row_bytes, const vint (&dots)[rows][panels * vectors],
-                                                     vfloat (&sums)[rows][panels * vectors]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < panels * vectors; ++i) {
-    const char* head = heads + i / vectors * panel_bytes;
-    const int64_t at = i % vectors * lanes;
-    const vfloat scale = F::group == 0 ? load(reinterpret_cast<const float*>(head) + at)
-                                       : load_float16(reinterpret_cast<const uint16_t*>(head) + at);
-    const vfloat offset =
-        F::offsets ? load_float16(reinterpret_cast<const uint16_t*>(head) + panel_outputs + at) : vfloat{};
+template <typename F, int rows>
+inline __attribute__((always_inline)) void add_group(const char* head, const char* x, int64_t row_bytes,
+                                                     const typename F::Products::Sum (&dots)[rows][vectors],
+                                                     vfloat (&sums)[rows][vectors]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < vectors; ++i) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(head) + i * lanes;
+    const vfloat scale = F::group == 0 ? vfloat{} : load_float16(halves);
+    const vfloat offset = F::offsets ? load_float16(halves + panel_outputs) : vfloat{};
 #pragma GCC unroll 16
     for (int row = 0; row < rows; ++row) {
       const auto* activation = reinterpret_cast<const ActivationHead*>(x + row * row_bytes);
-      sums[row][i] = sums[row][i] + to_floats(dots[row][i]) * (scale * activation->scale);
+      const vfloat dot = to_floats(F::Products::total(dots[row][i]));
+      const vfloat factor = F::group == 0 ? broadcast(activation->scale) : scale * activation->scale;
+      sums[row][i] = sums[row][i] + dot * factor;
       if (F::offsets) sums[row][i] = sums[row][i] + offset * activation->sum;
     }
   }
 }
 
-template <typename F, int rows, int panels>
-void block(const QuantizedLinear& args, int64_t row, int64_t panel, float* scratch) {
-  constexpr int width = panels * vectors;
+// The sums of a panel's outputs to `to`, [rows, outputs].
+template <typename F, int rows>
+void block(const QuantizedLinear& args, int64_t row, int64_t panel, float* to) {
+  using Products = typename F::Products;
   const QuantizedWeight& weight = args.weight;
-  const int64_t panel_bytes = weight.panel_bytes();
-  const int64_t head_bytes = weight.head_bytes();
   const int64_t row_bytes = args.quantized.row_bytes;
-  const int64_t words = F::group == 0 ? weight.group_inputs() / (4 * F::words) : F::group / (4 * F::words);
-  const char* heads = weight.data + panel * panel_bytes;
-  const char* quants = heads + weight.heads_bytes();
+  const int64_t words = weight.group_inputs() / (4 * F::words);
+  const char* head = weight.data + panel * weight.panel_bytes();
+  const char* quants = head + weight.heads_bytes();
   const char* x = args.quantized.data + row * row_bytes;
 
-  vfloat sums[rows][width] = {};
+  vfloat sums[rows][vectors] = {};
   for (int64_t left = weight.groups(); left > 0; --left) {
-    vint dots[rows][width];
+    typename Products::Sum dots[rows][vectors];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const auto* activation = reinterpret_cast<const ActivationHead*>(x + r * row_bytes);
-#pragma GCC unroll 8
-      for (int i = 0; i < width; ++i) dots[r][i] = F::offsets ? vint{} : broadcast_int(activation->start);
+#pragma GCC unroll 4
+      for (int i = 0; i < vectors; ++i) dots[r][i] = Products::sum_from(F::offsets ? 0 : activation->start);
     }
     const char* from = x + sizeof(ActivationHead);
-#pragma GCC unroll 8
-    for (int64_t word = 0; word < words; ++word, quants += panel_outputs * 4, from += 4 * F::words) {
-      add_words<F, rows, panels>(quants, panel_bytes, from, row_bytes, dots);
+    for (int64_t word = 0; word < words; ++word, quants += panel_outputs * 4, from += F::words * Products::input_bytes) {
+      add_words<F, rows>(quants, from, row_bytes, dots);
     }
-    add_group<F, rows, panels>(heads, panel_bytes, x, row_bytes, dots, sums);
-    heads += head_bytes;
+    add_group<F, rows>(head, x, row_bytes, dots, sums);
+    if (F::group != 0) head += weight.head_bytes();
     x += args.quantized.group_bytes;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < width; ++i) store(scratch + (r * width + i) * lanes, sums[r][i]);
+#pragma GCC unroll 4
+    for (int i = 0; i < vectors; ++i) {
+      const vfloat scale = F::group == 0 ? load(reinterpret_cast<const float*>(head) + i * lanes) : vfloat{};
+      store(to + (r * vectors + i) * lanes, F::group == 0 ? sums[r][i] * scale : sums[r][i]);
+    }
   }
 }
 
-// block<F, rows, panels> for 1 to max_rows rows.
-template <typename F, int panels, int rows = F::max_rows>
-inline void rows_block(const QuantizedLinear& args, int64_t row, int64_t panel, int64_t count, float* scratch) {
-  if (count == rows) return block<F, rows, panels>(args, row, panel, scratch);
-  if constexpr (rows > 1) rows_block<F, panels, rows - 1>(args, row, panel, count, scratch);
+// block<F, rows> for 1 to max_rows rows.
+template <typename F, int rows = F::max_rows>
+inline void rows_block(const QuantizedLinear& args, int64_t row, int64_t panel, int64_t count, float* to) {
+  if (count == rows) return block<F, rows>(args, row, panel, to);
+  if constexpr (rows > 1) rows_block<F, rows - 1>(args, row, panel, count, to);
 }
 
 // All rows of the tile, in blocks of nearly equal size.
-template <typename F, int panels>
+template <typename F>
 void all_rows(const QuantizedLinear& args, const LinearTile& tile, int64_t panel) {
   const bool wide = args.weight.type == Element::float32;
   const bool wide_out = args.out.type == Element::float32;
   const auto write = wide ? write_out<float, float> : wide_out ? write_out<uint16_t, float> : write_out<uint16_t, uint16_t>;
   const int64_t rows = tile.last_row - tile.first_row;
   const int64_t blocks = (rows + F::max_rows - 1) / F::max_rows;
-  alignas(64) float scratch[F::max_rows * panels * panel_outputs];
+  alignas(64) float sums[F::max_rows * panel_outputs];
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = tile.first_row + rows * i / blocks;
     const int64_t count = tile.first_row + rows * (i + 1) / blocks - row;
-    rows_block<F, panels>(args, row, panel, count, scratch);
-    write(args, scratch, row, count, panel * panel_outputs, panels * panel_outputs);
+    rows_block<F>(args, row, panel, count, sums);
+    write(args, sums, row, count, panel * panel_outputs);
   }
 }
 
 template <typename F>
 void run(const QuantizedLinear& args, const LinearTile& tile) {
-  int64_t panel = tile.first_panel;
-  for (; panel + F::max_panels <= tile.last_panel; panel += F::max_panels) all_rows<F, F::max_panels>(args, tile, panel);
-  if constexpr (F::max_panels > 1) {
-    for (; panel < tile.last_panel; ++panel) all_rows<F, 1>(args, tile, panel);
-  }
+  for (int64_t panel = tile.first_panel; panel < tile.last_panel; ++panel) all_rows<F>(args, tile, panel);
 }
 
 }  // namespace
 
 void quantize_rows(const QuantizedLinear& args, int64_t first_row, int64_t last_row) noexcept {
-  const auto quantize = args.x.type == Element::float32 ? quantize_row<float> : quantize_row<uint16_t>;
+  const bool wide = args.x.type == Element::float32;
+  const auto quantize = args.weight.form.activation_bits == 8
+                            ? (wide ? quantize_row<float, int8_t> : quantize_row<uint16_t, int8_t>)
+                            : (wide ? quantize_row<float, int16_t> : quantize_row<uint16_t, int16_t>);
   for (int64_t row = first_row; row < last_row; ++row) quantize(args, row);
 }
 
 void linear_quantized(const QuantizedLinear& args, const LinearTile& tile) noexcept {
   const Quantization& form = args.weight.form;
-  if (form.bits == 4) return (form.offsets ? run<Form<4, 32, true>> : run<Form<4, 32, false>>)(args, tile);
-  if (form.offsets) return run<Form<8, 32, true>>(args, tile);
-  if (form.group == 0) return run<Form<8, 0, false>>(args, tile);
-  (form.group == 16 ? run<Form<8, 16, false>> : run<Form<8, 32, false>>)(args, tile);
+  if (form.activation_bits == 8) return (form.bits == 8 ? run<Form<8, 0, false, int8_t>> : run<Form<4, 32, true, int8_t>>)(args, tile);
+  if (form.bits == 4) return (form.offsets ? run<Form<4, 32, true, int16_t>> : run<Form<4, 32, false, int16_t>>)(args, tile);
+  if (form.offsets) return run<Form<8, 32, true, int16_t>>(args, tile);
+  (form.group == 16 ? run<Form<8, 16, false, int16_t>> : run<Form<8, 32, false, int16_t>>)(args, tile);
 }
 
 }  // namespace CORE_ISA

@@ -24,10 +24,11 @@ inline void keep(Vector& sum) {
 #endif
 }
 
-// Of a quantised weight and activations.
-struct Bytes : Quads {
+// Of a quantised weight and activations of 8 bits.
+struct Bytes : Quads<int8_t> {
   static constexpr int per_word = 4;
   static Weights weights(const uint32_t* from) { return Quads::weights(load_vector<vuint>(from)); }
+  static Input input(const int16_t* from) { return Quads::input(reinterpret_cast<const char*>(from)); }
 };
 
 template <typename W, typename T, typename Sum>
@@ -62,7 +63,7 @@ uint32_t read_words(const uint32_t* from, int64_t words) noexcept {
 }
 
 int64_t multiply_words(Element type, int64_t rounds) noexcept {
-  if (type == Element::int8) return multiply<Bytes, int8_t, vint>(rounds);
+  if (type == Element::int8) return multiply<Bytes, int16_t, vint>(rounds);
   if (type == Element::float32) return multiply<Words<float>, float, vfloat>(rounds);
   return multiply<Words<uint16_t>, uint16_t, vfloat>(rounds);
 }
