@@ -209,8 +209,12 @@ void quantize_rows(const QuantizedLinear& args, int64_t first_row, int64_t last_
 
 void linear_quantized(const QuantizedLinear& args, const LinearTile& tile) noexcept {
   const Quantization& form = args.weight.form;
-  if (form.activation_bits == 8) return (form.bits == 8 ? run<Form<8, 0, false, int8_t>> : run<Form<4, 32, true, int8_t>>)(args, tile);
-  if (form.bits == 4) return (form.offsets ? run<Form<4, 32, true, int16_t>> : run<Form<4, 32, false, int16_t>>)(args, tile);
+  if (form.activation_bits == 8) {
+    return (form.bits == 8 ? run<Form<8, 0, false, int8_t>> : run<Form<4, 32, true, int8_t>>)(args, tile);
+  }
+  if (form.bits == 4) {
+    return (form.offsets ? run<Form<4, 32, true, int16_t>> : run<Form<4, 32, false, int16_t>>)(args, tile);
+  }
   if (form.offsets) return run<Form<8, 32, true, int16_t>>(args, tile);
   (form.group == 16 ? run<Form<8, 16, false, int16_t>> : run<Form<8, 32, false, int16_t>>)(args, tile);
 }
