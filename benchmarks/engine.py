@@ -161,8 +161,12 @@ def measure(llm: LLM, streams: list[int], clock: Clock) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="default: the demo")
-    parser.add_argument("--dtype", default="bfloat16", help="auto: a GGUF file's blocks as stored (default: bfloat16)")
-    parser.add_argument("--quantization", default="auto", help="as of `core serve` (default: %(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", help="(default: %(default)s)")
+    parser.add_argument(
+        "--quantization",
+        default="auto",
+        help="as of `core serve`; gguf: a file's blocks as stored (default: %(default)s)",
+    )
     parser.add_argument("--dummy", action="store_true", help="random weights of the model's shape")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="(default: %(default)s)")

@@ -34,7 +34,7 @@ from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
 
 _DEQUANTIZED = (
-    "products on a file's own blocks round the activations to 8 bits; --quantization gguf keeps the blocks all the same"
+    "long prompts and batches are quicker on floats; --quantization gguf keeps the file's blocks, in less memory"
 )
 _NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
 
