@@ -66,15 +66,15 @@ class InstantEngine(EngineClient):
         return
 
 
-def serve(port: Connection) -> None:
+def serve(port: Connection, engine: type[InstantEngine] = InstantEngine) -> None:
     """The frontend's process: says its port, and serves until it is killed."""
-    uvloop.run(_serve(port))
+    uvloop.run(_serve(port, engine))
 
 
-async def _serve(port: Connection) -> None:
+async def _serve(port: Connection, engine: type[InstantEngine]) -> None:
     config = resolve(None, Options(), NO_EXTENSIONS)
     tokenizer = load_tokenizer(config.model.tokenizer_path)
-    runner = app_runner(create_app(InstantEngine(config), tokenizer, ServerOptions()))
+    runner = app_runner(create_app(engine(config), tokenizer, ServerOptions()))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port.send(runner.addresses[0][1])

@@ -19,6 +19,8 @@ from core.types import EngineRequest, SamplingParams
 
 #: Characters beyond which prompts are tokenized beside the event loop, so that the streams that run do not wait.
 LONG_PROMPTS = 16_384
+#: So it is with the parsing of bodies of more bytes than this.
+LONG_BODY = 65_536
 
 _Request = TypeVar("_Request", bound=Request)
 
@@ -26,7 +28,9 @@ _Request = TypeVar("_Request", bound=Request)
 async def read(request: web.Request, kind: type[_Request]) -> _Request:
     """The parsed body. Raises InvalidRequest, NotFound, NotReady; a body that is too long, HTTP 413."""
     state = request.app[STATE]
-    body, ignored = parse(await read_bytes(request), kind, state.options.unknown_fields)
+    sent, unknown = await read_bytes(request), state.options.unknown_fields
+    long = len(sent) > LONG_BODY
+    body, ignored = await asyncio.to_thread(parse, sent, kind, unknown) if long else parse(sent, kind, unknown)
     if ignored and state.options.unknown_fields == "warn":
         log.warning("unknown request fields ignored", fields=[name[:64] for name in ignored[:20]])
     request[IGNORED_FIELDS] = ignored
