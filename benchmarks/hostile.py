@@ -25,7 +25,7 @@ from frontend import InstantEngine, serve
 from core.types import EngineRequest, RequestDelta
 
 STEP_S = 0.02
-WARM_UP_S = 0.5
+WARM_UP_S = 1.0
 _REGEX = {"prompt": "a", "max_tokens": 1, "structured_outputs": {"regex": "(((a{1,99}){1,99}){1,99}){1,99}"}}
 
 
