@@ -116,10 +116,14 @@ class Support:
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """A step shape: at most this many tokens and sequences, padded up to exactly that."""
+    """A step shape: at most this many tokens and sequences, padded up to exactly that.
+
+    `context`: the most KV positions that any of the sequences may have, its tokens of this step included; 0: any.
+    """
 
     num_tokens: int
     num_seqs: int
+    context: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +158,7 @@ class BatchState:
             np.cumsum(counts, out=starts[1:])
             row_of_token = np.repeat(rows, counts)
             positions = np.arange(total) - np.repeat(starts[:-1] - computed, counts)
-        shape = pick_bucket(buckets, total, len(rows))
+        shape = pick_bucket(buckets, total, len(rows), int(lengths.max())) if buckets else Bucket(total, len(rows))
         self._write_tokens(row_of_token, positions, shape.num_tokens)
         self._write_sequences(rows, starts, lengths, shape.num_seqs)
         return StepInputs(shape, rows, lengths, lengths == self.num_tokens[rows])
@@ -236,12 +237,20 @@ class BatchState:
         return {index: self.matchers[row] for index, row in enumerate(rows.tolist()) if row in self.matchers}
 
 
-def pick_bucket(buckets: tuple[Bucket, ...], num_tokens: int, num_seqs: int) -> Bucket:
-    """The smallest bucket that holds a step; the step's own shape where there are no buckets."""
-    if not buckets:
-        return Bucket(num_tokens, num_seqs)
-    fitting = [b for b in buckets if b.num_tokens >= num_tokens and b.num_seqs >= num_seqs]
-    return min(fitting, key=lambda b: (b.num_tokens * b.num_seqs, b))
+def pick_bucket(buckets: tuple[Bucket, ...], num_tokens: int, num_seqs: int, context: int) -> Bucket:
+    """The smallest bucket that holds a step whose longest sequence has `context` KV positions."""
+    step = Bucket(num_tokens, num_seqs, context)
+    fitting = [bucket for bucket in buckets if holds(bucket, step)]
+    return min(fitting, key=lambda b: (b.num_tokens * b.num_seqs, b.context or math.inf, b))
+
+
+def holds(bucket: Bucket, step: Bucket) -> bool:
+    """Whether a step can be padded up to `bucket`."""
+    return (
+        bucket.num_tokens >= step.num_tokens
+        and bucket.num_seqs >= step.num_seqs
+        and (bucket.context >= step.context or not bucket.context)
+    )
 
 
 def _write(target: IntArray, values: npt.NDArray[Any], length: int, fill: int = 0) -> None:

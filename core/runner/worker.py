@@ -29,7 +29,7 @@ from core.program import Storage
 from core.recording import LOGITS, record_model
 from core.runner.arena import plan_arena
 from core.runner.attention import attention_query, choose_attention
-from core.runner.batch import BatchState
+from core.runner.batch import BatchState, holds, pick_bucket
 from core.runner.blocks import BlockMover
 from core.runner.inputs import InputBuffers
 from core.runner.kernels import resolve_kernels
@@ -62,7 +62,7 @@ class Worker:
             platform, self._attention, self._model.program, fallback=self._config.platform.op_fallback
         )
         capabilities = platform.capabilities()
-        self._buckets = capabilities.buckets
+        self._buckets = self._useful_buckets(capabilities.buckets)
         self._parts = plan_parts(
             self._config, self._model.program, self._model.parameters, capabilities.quantization
         )  # of the weights that are kept quantised
@@ -74,19 +74,24 @@ class Worker:
         self._blocks: BlockMover | None = None
         self._runner: ModelRunner | None = None
 
+    def _useful_buckets(self, declared: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+        """The buckets that steps of this configuration can come to need. Raises Unsupported where some step has none."""
+        scheduler = self._config.scheduler
+        limits = Bucket(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, scheduler.max_model_len)
+        if declared and not any(holds(bucket, limits) for bucket in declared):
+            raise Unsupported(
+                f"a step of {limits.num_tokens} tokens and {limits.num_seqs} sequences with {limits.context} positions",
+                f"no bucket of the platform holds it, the largest is {max(declared)}; "
+                "lower --max-num-batched-tokens, --max-num-seqs or --max-model-len",
+            )
+        steps = (_within(bucket, limits) for bucket in declared)
+        return tuple(sorted({pick_bucket(declared, s.num_tokens, s.num_seqs, s.context) for s in steps}))
+
     def _step_limits(self) -> Bucket:
         scheduler = self._config.scheduler
-        limits = Bucket(scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
         if not self._buckets:
-            return limits
-        largest = Bucket(max(b.num_tokens for b in self._buckets), max(b.num_seqs for b in self._buckets))
-        if largest not in self._buckets or largest < limits or largest.num_seqs < limits.num_seqs:
-            raise Unsupported(
-                f"a step of {limits.num_tokens} tokens and {limits.num_seqs} sequences",
-                f"the largest bucket is {largest.num_tokens} tokens by {largest.num_seqs} sequences; "
-                "lower --max-num-batched-tokens or --max-num-seqs",
-            )
-        return largest
+            return Bucket(scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+        return Bucket(max(b.num_tokens for b in self._buckets), max(b.num_seqs for b in self._buckets))
 
     # --- planning ---
 
@@ -277,3 +282,12 @@ class Worker:
         if self._arena_handle is not None:
             self._memory.free(self._arena_handle)
             self._arena_handle = None
+
+
+def _within(bucket: Bucket, limits: Bucket) -> Bucket:
+    """The largest step that falls into a bucket and keeps to the limits."""
+    return Bucket(
+        min(bucket.num_tokens, limits.num_tokens),
+        min(bucket.num_seqs, limits.num_seqs),
+        min(bucket.context or limits.context, limits.context),
+    )

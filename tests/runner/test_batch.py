@@ -127,7 +127,7 @@ def test_padding_stays_in_the_null_block() -> None:
     [(1, 1, Bucket(1, 1)), (2, 1, Bucket(8, 1)), (2, 2, Bucket(8, 4)), (8, 4, Bucket(8, 4)), (9, 1, Bucket(32, 4))],
 )
 def test_the_smallest_bucket_that_fits(tokens: int, seqs: int, expected: Bucket) -> None:
-    assert pick_bucket((Bucket(32, 4), Bucket(8, 4), Bucket(1, 1), Bucket(8, 1)), tokens, seqs) == expected
+    assert pick_bucket((Bucket(32, 4), Bucket(8, 4), Bucket(1, 1), Bucket(8, 1)), tokens, seqs, 9) == expected
 
 
 def formed(row: int, tokens: list[int], num_prompt: int) -> Admission:

@@ -1,0 +1,1 @@
+"""What platforms on torch_xla share: devices that compile each step shape once."""

@@ -1,0 +1,72 @@
+"""The TPU platform's plugin. Imports neither torch nor torch_xla: it runs in the process that chooses a platform."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from core.hookspecs import hookimpl, parse_own_options
+from core.platform import DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
+from platforms._shared import host
+from platforms.tpu import chips
+
+NAME = "tpu"
+
+_SCORE = 100
+
+
+class TpuOptions(msgspec.Struct, frozen=True):
+    """`--platform-opt tpu.KEY=VALUE`."""
+
+    device: Annotated[
+        Literal["tpu", "cpu"], Meta(description="cpu: XLA's own CPU device, to try the same programs without a TPU")
+    ] = "tpu"
+    buckets: Annotated[
+        str, Meta(description="tokens x sequences of the step shapes that are compiled, separated by spaces")
+    ] = "8x8 32x32 128x8 512x32"
+    contexts: Annotated[
+        str, Meta(description="KV positions that each of them is compiled for, separated by spaces")
+    ] = "512 2048 8192"
+    cache_dir: Annotated[
+        str, Meta(description="where compiled programs are kept from one start to the next; empty: nowhere")
+    ] = ""
+
+
+@hookimpl
+def plugin_info() -> PluginInfo:
+    """The contract this was written for."""
+    return PluginInfo(name=NAME, vendor="core", version="0.1.0", api=(1, 2), options=TpuOptions)
+
+
+@hookimpl
+def probe(env: ProbeEnv) -> ProbeResult:
+    """AVAILABLE with a TPU, or XLA's CPU device asked for, and what drives it; ABSENT with what is missing."""
+    options = parse_own_options(NAME, env.options, TpuOptions)
+    found = chips.on_pci(Path("/"))
+    if options.device == "tpu" and not found:
+        return ProbeResult(state="ABSENT", reason="there is no TPU on this machine's PCI bus")
+    if find_spec("torch_xla") is None:
+        return ProbeResult(state="ABSENT", reason="torch_xla is not installed: pip install 'core[tpu]'")
+    if options.device == "cpu":
+        return ProbeResult(state="AVAILABLE", reason="XLA's CPU device, asked for", devices=(host.device_info(),))
+    if find_spec("libtpu") is None:
+        return ProbeResult(
+            state="ABSENT", reason=f"{found[0]} is here, its runtime is not: pip install 'core[tpu]' libtpu"
+        )
+    devices = tuple(DeviceInfo(index=index, name=name) for index, name in enumerate(found))
+    return ProbeResult(state="AVAILABLE", reason=f"{len(found)} x {found[0]}", devices=devices, score=_SCORE)
+
+
+@hookimpl
+def create_platform(ctx: PlatformContext) -> Platform:
+    """The platform; torch_xla is imported and its client made here."""
+    options = parse_own_options(NAME, ctx.options, TpuOptions)
+    os.environ["PJRT_DEVICE"] = options.device.upper()  # torch_xla reads it as it makes its client
+    created: Platform = import_module("platforms.tpu.platform").create(options)
+    return created
