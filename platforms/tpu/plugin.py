@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from core.errors import ConfigError
 from core.hookspecs import hookimpl, parse_own_options
-from core.platform import DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
+from core.platform import Bucket, DeviceInfo, Platform, PlatformContext, PluginInfo, ProbeEnv, ProbeResult
 from platforms._shared import host
 from platforms.tpu import chips
 
@@ -70,3 +72,22 @@ def create_platform(ctx: PlatformContext) -> Platform:
     os.environ["PJRT_DEVICE"] = options.device.upper()  # torch_xla reads it as it makes its client
     created: Platform = import_module("platforms.tpu.platform").create(options)
     return created
+
+
+def parse_buckets(options: TpuOptions) -> tuple[Bucket, ...]:
+    """Every token and sequence count with every context. Raises ConfigError."""
+    shapes = [re.fullmatch(r"(\d+)x(\d+)", each) for each in options.buckets.split()]
+    contexts = options.contexts.split()
+    if not shapes or not all(shapes):
+        raise ConfigError(
+            f"--platform-opt {NAME}.buckets", f"{options.buckets!r} is not like '8x8 128x8': tokens x sequences"
+        )
+    if not contexts or not all(each.isdecimal() and int(each) for each in contexts):
+        raise ConfigError(f"--platform-opt {NAME}.contexts", f"{options.contexts!r} is not like '512 2048'")
+    pairs = [(int(match[1]), int(match[2])) for match in shapes if match]
+    largest = max(tokens for tokens, _ in pairs), max(seqs for _, seqs in pairs)
+    wrong = [f"{tokens}x{seqs}" for tokens, seqs in pairs if not tokens >= seqs >= 1]
+    if wrong or largest not in pairs:
+        why = f"{wrong[0]} holds no step of one token a sequence" if wrong else f"one must be {largest[0]}x{largest[1]}"
+        raise ConfigError(f"--platform-opt {NAME}.buckets", why)
+    return tuple(sorted({Bucket(*pair, int(context)) for pair in pairs for context in contexts}))

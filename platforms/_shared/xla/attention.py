@@ -8,7 +8,7 @@ one row, B is one and nothing is computed that is not wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,10 @@ class GatheredAttention(ReferenceAttention):
 
     name = "xla-gathered"
 
+    def __init__(self, sync: Callable[[], object]) -> None:
+        """`sync` runs what has been traced so far."""
+        self._sync = sync
+
     def kv_layout(self, query: AttentionQuery) -> KVLayout:
         """Two planes of [block_size, num_kv_heads, head_dim] blocks."""
         return KVLayout((query.block_size, query.num_kv_heads, query.head_dim), query.kv_dtype)
@@ -127,3 +131,4 @@ class GatheredAttention(ReferenceAttention):
             source, destination = (torch.tensor([block]).to(cache[0].device) for block in pair)
             for plane in cache:
                 plane.index_copy_(0, destination, plane.index_select(0, source))
+            self._sync()

@@ -27,6 +27,7 @@ from core.platform import (
     Plan,
     Platform,
 )
+from core.program import Storage
 from core.types import DType
 from platforms._shared import host
 from platforms._shared.xla.attention import GatheredAttention
@@ -50,7 +51,7 @@ class XlaPlatform(Platform):
         self._device = torch_xla.device()
         self._memory = XlaMemory(self._device, self._memory_info)
         self._kernels = ReferenceKernels(KERNELS)
-        self._attention = GatheredAttention()
+        self._attention = GatheredAttention(torch_xla.sync)
         if cache is not None:
             _keep_compiled(cache)
 
@@ -77,6 +78,8 @@ class XlaPlatform(Platform):
     def compile(self, bindings: Bindings, bucket: Bucket | None) -> Executable | None:
         """The program, traced and compiled for a bucket."""
         assert bucket is not None, "buckets are declared"
+        for cache in bindings.program.of(Storage.CACHE):  # the first copy of a block compiles, so it is made now
+            self._attention.copy_blocks(bindings.handle(cache), [(0, 0)])
         return CompiledProgram(bindings, bucket)
 
     # --- planning ---

@@ -7,19 +7,23 @@ step, or to name it by its hash. The second is what its backend for `torch.compi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch_xla
 from torch import Tensor
+from torch_xla.debug import metrics
 from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
 
 from core.defaults import torch_dtype
+from core.logs import get_logger
 from core.platform import Bindings, Bucket, Executable
 from core.program import OpCall, Storage, Value
 from platforms._shared.xla.attention import Tiles, attend, cut_tiles, written
 from platforms._shared.xla.ops import COMPUTE
 
+log = get_logger("xla")
 _xla = torch_xla._XLAC
 
 
@@ -29,12 +33,22 @@ class CompiledProgram(Executable):
     def __init__(self, bindings: Bindings, bucket: Bucket) -> None:
         """Compiles. Handles have their memory from here on."""
         torch_xla.sync(wait=True)  # what made the handles is no part of the program
+        began, failures = time.monotonic(), _counted("PersistentCacheDeserializeFailure")
         self._caches = [plane for value in bindings.program.of(Storage.CACHE) for plane in bindings.handle(value)]
         self._results = [*self._caches, *(bindings.handle(value) for value in bindings.program.of(Storage.OUTPUT))]
         trace = _Trace(bindings, bucket)
         for call in bindings.program.calls:
             trace.call(call)
         self._hash, self._inputs = self._compile(trace.results(), _persistent(bindings))
+        unread = _counted("PersistentCacheDeserializeFailure") > failures
+        log.info(
+            "%d tokens, %d sequences, %d positions: compiled in %.1f s%s",
+            bucket.num_tokens,
+            bucket.num_seqs,
+            bucket.context,
+            time.monotonic() - began,
+            "; the program that was kept could not be read, and was made again" if unread else "",
+        )
 
     def _compile(self, results: list[Tensor], persistent: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
         """The program's hash, and its inputs in its own order: handles, and constants that tracing made."""
@@ -54,6 +68,10 @@ class CompiledProgram(Executable):
             _xla._replace_xla_tensor(handle, result)
         for plane in self._caches:
             _xla._set_buffer_donation(plane, True)
+
+
+def _counted(counter: str) -> int:
+    return metrics.counter_value(counter) or 0
 
 
 def _persistent(bindings: Bindings) -> list[Tensor]:
