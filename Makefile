@@ -14,13 +14,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
+XLA_VENV := .venv-xla
+XLA_PIP := $(XLA_VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := requirements/constraints-cpu.txt
 NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -print)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-xla test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -29,7 +31,7 @@ serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (A
 	@$(BIN)/core serve $(ARGS)
 
 test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
-	@$(BIN)/python -m pytest -m "not plugins and not deploy and not gpu_kernels" $(ARGS)
+	@$(BIN)/python -m pytest -m "not plugins and not deploy and not gpu_kernels and not xla" $(ARGS)
 
 test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
 	@$(BIN)/python -m pytest tests/packaging/test_plugins.py -m plugins $(ARGS)
@@ -38,7 +40,7 @@ test-deploy: $(VENV)/.core $(VENV)/.dev $(VENV)/.deploy  ## test examples/online
 	@$(BIN)/python -m pytest tests/deploy -m deploy $(ARGS)
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
-	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy and not gpu_kernels" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy and not gpu_kernels and not xla" $(ARGS)
 
 test-cross:  ## test the kernels for ARM and POWER under emulation (needs g++-aarch64-linux-gnu, g++-powerpc64le-linux-gnu, qemu-user)
 	@$(PYTHON) csrc/cpu/tests/run.py aarch64 ppc64le
@@ -55,6 +57,9 @@ compile-gpu: $(VENV)/.core $(VENV)/.triton  ## compile the GPU kernels for NVIDI
 
 compile-gpu-all: $(VENV)/.core $(VENV)/.triton  ## the same in every element type, width and split (an hour)
 	@$(BIN)/python tests/triton/compile_kernels.py --all $(ARGS)
+
+test-xla: $(XLA_VENV)/.ready  ## test the TPU platform on XLA's own CPU device, in a venv of its own (7 GB)
+	@PJRT_DEVICE=CPU $(XLA_VENV)/bin/python -m pytest tests/xla -m xla $(ARGS)
 
 fuzz-api: $(VENV)/.core $(VENV)/.dev  ## requests made from the server's own OpenAPI document (CASES: how many)
 	@$(BIN)/python tests/support/fuzz_api.py --cases $(CASES) $(ARGS)
@@ -135,6 +140,17 @@ $(VENV)/.plugins: $(VENV)/.python requirements/plugins.txt
 
 $(VENV)/.deploy: $(VENV)/.python requirements/deploy.txt
 	@$(PIP) install --no-deps -r requirements/deploy.txt
+	@touch $@
+
+# torch_xla goes with one version of torch, which need not be the one of $(VENV).
+$(XLA_VENV)/.ready: $(VENV)/.python pyproject.toml requirements/tpu.txt requirements/xla-tests.txt requirements/common.txt $(NATIVE)
+	@free=$$(df --output=avail -B1G . | tail -1); if [ "$$free" -lt 10 ]; then \
+		echo "test-xla needs 10 GB for torch_xla and what it brings, and $$free GB are free" >&2; exit 1; fi
+	@test -x $(XLA_VENV)/bin/python || $(PYTHON) -m venv $(XLA_VENV)
+	@echo "Installing torch and torch_xla of requirements/tpu.txt"
+	@$(XLA_PIP) install -r requirements/tpu.txt -r requirements/xla-tests.txt
+	@$(XLA_PIP) install --no-deps -r requirements/demo.txt
+	@$(XLA_PIP) install --editable '.[tpu]'
 	@touch $@
 
 $(VENV)/.native-warnings: $(VENV)/.dev $(NATIVE)

@@ -20,9 +20,7 @@ def _step(spans: list[tuple[int, int]], tokens: int, seqs: int, seed: int) -> di
     generator = torch.Generator().manual_seed(seed)
     per_sequence = max(-(-length // BLOCK) for length, _ in spans)
     order = torch.randperm(per_sequence * len(spans), generator=generator) + 1
-    planes = [
-        torch.full((len(order) + 1, BLOCK, KV_HEADS, WIDTH), float("nan")) for _ in ("keys", "values")
-    ]
+    planes = [torch.full((len(order) + 1, BLOCK, KV_HEADS, WIDTH), float("nan")) for _ in ("keys", "values")]
     table = torch.zeros(seqs, per_sequence, dtype=torch.int32)
     for index, (length, _) in enumerate(spans):
         blocks = order[index * per_sequence : index * per_sequence + -(-length // BLOCK)]

@@ -59,7 +59,9 @@ def test_probe_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, on_bus: list[str], installed: set[str], state: str, reason: str
 ) -> None:
     monkeypatch.setattr(chips, "on_pci", lambda root: on_bus)
-    monkeypatch.setattr(plugin, "find_spec", lambda name: importlib.util.find_spec("json") if name in installed else None)
+    monkeypatch.setattr(
+        plugin, "find_spec", lambda name: importlib.util.find_spec("json") if name in installed else None
+    )
     found = plugin.probe(ProbeEnv())
     assert found.state == state
     assert reason in found.reason
