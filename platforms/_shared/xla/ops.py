@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.ops import ACTIVATIONS
 from core.platform import Kernel
 
 #: An op's inputs and attributes -> its output, or its outputs.
@@ -63,6 +64,45 @@ def _rope(x: Tensor, angles: Tensor, *, head_dim: int) -> Tensor:
     return torch.cat((turned.to(x.dtype), rest), dim=-1).reshape(x.shape)
 
 
+# --- encoders and poolers ------------------------------------------------------------------------------------
+
+
+def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    total = x.float() + residual.float()
+    return functional.layer_norm(total, list(weight.shape), weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def _activation(x: Tensor, *, kind: str) -> Tensor:
+    return ACTIVATIONS[kind](x.float()).to(x.dtype)
+
+
+def _owners(num_tokens: int, query_start: Tensor) -> Tensor:
+    """The sequence of each row [T]; rows that are nobody's have the number after the last."""
+    rows = torch.arange(num_tokens, device=query_start.device)
+    return (rows[:, None] >= query_start[1:][None, :]).sum(1)
+
+
+def _encoder_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_start: Tensor, *, head_dim: int, num_kv_heads: int, scale: float
+) -> Tensor:
+    """Every row with every other, and what is another sequence's masked out: encoders' steps are short."""
+    owners = _owners(query.shape[0], query_start)
+    hidden = owners[:, None] != owners[None, :]
+    heads = query.float().reshape(query.shape[0], num_kv_heads, -1, head_dim)
+    keys, values = (each.float().reshape(each.shape[0], num_kv_heads, head_dim) for each in (key, value))
+    scores = torch.einsum("tkgd,skd->kgts", heads, keys) * scale
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("kgts,skd->tkgd", weights, values).reshape(query.shape).to(query.dtype)
+
+
+def _mean_rows(x: Tensor, query_start: Tensor) -> Tensor:
+    sequences = torch.arange(query_start.shape[0] - 1, device=x.device)
+    own = sequences[:, None] == _owners(x.shape[0], query_start)[None, :]
+    # Summed under a mask and not multiplied by it: another sequence's NaN stays there.
+    sums = torch.where(own[:, :, None], x.float()[None, :, :], 0.0).sum(1)
+    return sums / own.sum(1, keepdim=True).clamp(min=1)
+
+
 COMPUTE: dict[str, Compute] = {
     "embedding": _embedding,
     "linear": _linear,
@@ -72,6 +112,11 @@ COMPUTE: dict[str, Compute] = {
     "silu_mul": _silu_mul,
     "rope_angles": _rope_angles,
     "rope": _rope,
+    "add": torch.add,
+    "add_layer_norm": _add_layer_norm,
+    "activation": _activation,
+    "encoder_attention": _encoder_attention,
+    "mean_rows": _mean_rows,
 }
 _OUTPUTS = {"add_rms_norm": 2}  # of the others: one
 
