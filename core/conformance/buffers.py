@@ -113,8 +113,6 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def untouched(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors are equal bit by bit, but for a NaN's: a device that widens what it moves may change those."""
-    return (
-        same_bits(left, right)
-        or (torch.equal(left.isnan(), right.isnan())
-        and same_bits(left.nan_to_num(), right.nan_to_num()))
+    return same_bits(left, right) or (
+        torch.equal(left.isnan(), right.isnan()) and same_bits(left.nan_to_num(), right.nan_to_num())
     )

@@ -7,6 +7,7 @@ nothing. The meaning of each op is that of `core.ops`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -73,7 +74,11 @@ def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *
 
 
 def _activation(x: Tensor, *, kind: str) -> Tensor:
-    return ACTIVATIONS[kind](x.float()).to(x.dtype)
+    wide = x.float()
+    made = ACTIVATIONS[kind](wide)
+    if kind == "gelu":  # XLA's erf stops short of -1, so that infinity is left where the reference has 0 * infinity
+        made = torch.where(wide == -math.inf, math.nan, made)
+    return made.to(x.dtype)
 
 
 def _owners(num_tokens: int, query_start: Tensor) -> Tensor:
