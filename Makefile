@@ -22,7 +22,7 @@ NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -pri
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-deploy test-cross test-sanitize test-xla test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-images test-cross test-sanitize test-xla test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -38,6 +38,9 @@ test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test
 
 test-deploy: $(VENV)/.core $(VENV)/.dev $(VENV)/.deploy  ## test examples/online_serving, docker/ and the site with the real tools (nginx and prometheus are needed)
 	@$(BIN)/python -m pytest tests/deploy -m deploy $(ARGS)
+
+test-images: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## build the CPU images with buildah on a debootstrap tree, and run them (as root; 25 GB, some minutes)
+	@$(BIN)/python tests/support/images.py $(ARGS)
 
 test-fast: $(VENV)/.core $(VENV)/.dev  ## run the tests that take no model, server or build
 	@$(BIN)/python -m pytest -m "not slow and not plugins and not deploy and not gpu_kernels and not xla" $(ARGS)

@@ -23,6 +23,6 @@ rm -rf "$packages"/torch/test "$packages"/torch/include "$packages"/torch/share
 find "$packages/torch/bin" -type f ! -name torch_shm_manager -delete 2>/dev/null || true
 find "$packages" -name '*.a' -delete
 find "$packages" -type d -name tests -prune -exec rm -rf {} +
-# Compiled here once, not by every container that starts.
-"$VIRTUAL_ENV/bin/python" -m compileall -q -j 0 "$packages"
+# Compiled here once, not by every container that starts; what packages carry for other Pythons, or as templates, stays as it is.
+"$VIRTUAL_ENV/bin/python" -m compileall -qq -j 0 "$packages" || true
 "$VIRTUAL_ENV/bin/python" -c 'import core.llm, torch; print("core", core.__version__, "torch", torch.__version__)'
