@@ -331,6 +331,9 @@ class StepOutput(msgspec.Struct, array_like=True):
     kv_loaded: list[str] = []  # requests whose blocks a connector has brought
     kv_failed: list[str] = []  # requests whose blocks it could not bring: compute them
     failed: dict[int, str] = {}  # by row: why its request cannot go on; its token counts for nothing
+    #: By row: tokens that the form of its answer forces behind the sampled one. They belong to the row like that one, and
+    #: nothing is sampled in their places, also not by steps that are planned already.
+    forced: dict[int, list[int]] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}  # by row that asked, with its first token: see `RequestDelta`
     pooled: dict[int, bytes] = {}  # by row, of the requests that pool: float32, little-endian; their token is 0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from core.logits import LogitsKernels
 from core.platform import Bucket
 from core.runner.inputs import IntArray
-from core.sampling.batch import SamplingBatch
+from core.sampling.batch import SamplingBatch, bans_tokens
 from core.sampling.logprobs import token_logprobs
 from core.structured.base import Matcher
 from core.types import (
@@ -201,13 +201,30 @@ class BatchState:
             matchers=self._followed(rows),
         )
 
-    def advance(self, inputs: StepInputs, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[Any]) -> None:
-        """Account for a forward that ran: its tokens are computed, and `rows` each gained one token."""
+    def advance(
+        self, inputs: StepInputs, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[Any]
+    ) -> dict[int, list[int]]:
+        """Account for a forward that ran: its tokens are computed, and `rows` each gained one token.
+
+        Returns, by row, the tokens that the forms of answers force behind it, which they gained too. Where logprobs are
+        asked for each token is computed and chosen by itself, and where the request rules tokens out.
+        """
         self.num_computed[inputs.rows] = inputs.lengths  # of a row's several sequences the last one stays
         self.tokens[rows, self.num_tokens[rows]] = token_ids
         self.num_tokens[rows] += 1
+        forced: dict[int, list[int]] = {}
         for index, matcher in self._followed(rows).items():
             matcher.advance(int(token_ids[index]))
+            row = int(rows[index])
+            params, known = self.params[row], int(self.num_tokens[row])
+            assert params is not None, "it is being computed"
+            if params.logprobs is None and not bans_tokens(params):
+                tokens = matcher.take_forced(self.tokens.shape[1] - known)
+                if tokens:
+                    self.tokens[row, known : known + len(tokens)] = tokens
+                    self.num_tokens[row] += len(tokens)
+                    forced[row] = tokens
+        return forced
 
     def add_prompt_logprobs(self, part: Part, logits: Tensor, kernels: LogitsKernels) -> None:
         """Keep what the logits [n, vocab] of a prompt's tokens say of the tokens behind them."""

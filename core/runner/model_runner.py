@@ -90,7 +90,7 @@ class ModelRunner:
         else:
             token_ids, by_index = self._sampler.sample(wanted, self.batch.sampling_batch(rows))
             output.logprobs.update((int(rows[index]), found) for index, found in by_index.items())
-        self.batch.advance(inputs, rows, token_ids)
+        output.forced.update(self.batch.advance(inputs, rows, token_ids))
         output.rows += rows.tolist()
         output.token_ids += token_ids.tolist()
         output.failed.update(self.batch.failures(rows))

@@ -11,6 +11,10 @@ from core.types import SamplingParams
 IsPrepared = Callable[[SamplingParams], bool]
 
 
+#: So many are prepared at once, which is fewer than an executor keeps prepared: else one could push out another.
+_AT_ONCE = 32
+
+
 class Preparing:
     """Those that are not prepared, in the order they came."""
 
@@ -23,9 +27,11 @@ class Preparing:
         """Whether any request waits here."""
         return bool(self._waiting)
 
-    def hold(self, request: Request, parent_id: str | None) -> bool:
+    def hold(self, request: Request, parent_id: str | None = None) -> bool:
         """Keep a request here until it is prepared; False where it is."""
-        if request.params.structured_outputs is None or self._is_prepared(request.params):
+        if request.params.structured_outputs is None:
+            return False
+        if len(self._waiting) < _AT_ONCE and self._is_prepared(request.params):
             return False
         request.status = Status.PREPARING
         self._waiting.append((request, parent_id))
@@ -36,6 +42,6 @@ class Preparing:
         if not self._waiting:
             return []
         waiting = [pair for pair in self._waiting if pair[0].status is Status.PREPARING]  # the others were aborted
-        ready = [pair for pair in waiting if self._is_prepared(pair[0].params)]
+        ready = [pair for pair in waiting[:_AT_ONCE] if self._is_prepared(pair[0].params)]
         self._waiting = [pair for pair in waiting if pair not in ready]
         return ready

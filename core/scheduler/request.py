@@ -110,15 +110,27 @@ class Request:
             return "stop"
         return "length" if length >= self.max_length else None
 
-    def told(self, token_id: int, reason: FinishReason | None, row: int, output: StepOutput) -> RequestDelta:
-        """The delta for `token_id`, which `output` has for `row`, with what the first one tells beside it."""
+    def extend(self, token_ids: list[int]) -> FinishReason | None:
+        """Take in tokens that are known now, and why the last of them ends the request, if it does. Of `token_ids` those
+        behind the end are removed."""
+        for count, token_id in enumerate(token_ids, start=1):
+            self.token_ids.append(token_id)
+            if (reason := self.finish_reason(token_id)) is not None:
+                del token_ids[count:]
+                return reason
+        # Beyond the sampled one that was counted when its step was planned, a form forced some.
+        self.num_tokens = max(self.num_tokens, len(self.token_ids))
+        return None
+
+    def told(self, token_ids: list[int], reason: FinishReason | None, row: int, output: StepOutput) -> RequestDelta:
+        """The delta for `token_ids`, which `output` has for `row`, with what the first one tells beside it."""
         num_cached, self.num_cached = self.num_cached, 0
         queue_seconds, self.queue_seconds = self.queue_seconds, 0.0
         return RequestDelta(
             self.request_id,
-            [token_id],
+            token_ids,
             reason,
-            token_id if reason == "stop" and token_id in self.params.stop_token_ids else None,
+            token_ids[-1] if reason == "stop" and token_ids[-1] in self.params.stop_token_ids else None,
             [output.logprobs[row]] if row in output.logprobs else None,
             num_cached,
             None,

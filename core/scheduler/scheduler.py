@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 
 from core.cache import CacheManager, KVIndex, PrefixHit
 from core.config import SchedulerConfig
-from core.errors import ConfigError, InvalidRequest, PlatformError, QueueFull
+from core.errors import ConfigError, InvalidRequest, QueueFull
+from core.scheduler.in_flight import InFlight
 from core.scheduler.preparing import IsPrepared, Preparing
 from core.scheduler.queue import RequestQueue
 from core.scheduler.request import Request, Status, check_limits
@@ -57,7 +58,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}  # unfinished
         self._waiting = RequestQueue()
         self._running = RequestQueue()
-        self._in_flight: dict[int, dict[int, Request]] = {}  # step -> row -> whom it samples for
+        self._in_flight = InFlight()
         self._deadlines: list[tuple[float, str]] = []  # a heap; may name requests that have ended
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []
@@ -158,7 +159,7 @@ class Scheduler:
             return None
         self._step += 1
         self._released = []
-        self._in_flight[plan.step] = sampled
+        self._in_flight.add(plan.step, sampled)
         for request in self._prefilled:  # what this plan writes, the next one may copy
             request.forkable = True
             self._let_children_go(request)
@@ -170,7 +171,7 @@ class Scheduler:
 
         Raises PlatformError for an output that does not answer the plan.
         """
-        sampled = self._take_in_flight(plan, output)
+        sampled = self._in_flight.take(plan, output)
         deltas = []
         for row, token_id in zip(output.rows, output.token_ids, strict=True):
             request = sampled[row]
@@ -214,6 +215,9 @@ class Scheduler:
     def _schedule_waiting(self, plan: StepPlan, sampled: dict[int, Request], budget: int) -> None:
         while budget and self._free_rows and len(self._waiting):
             request = self._waiting.first
+            if self.preparing.hold(request):  # again, where it has waited for long
+                self._waiting.remove(request)
+                continue
             hit, start = self._find_prefix(request)
             if self._transfers.start_loading(plan.kv_ops, request, hit):
                 self._waiting.remove(request)
@@ -322,28 +326,17 @@ class Scheduler:
 
     # --- taking in results -----------------------------------------------------------------------------------
 
-    def _take_in_flight(self, plan: StepPlan, output: StepOutput) -> dict[int, Request]:
-        oldest = next(iter(self._in_flight), None)
-        if not plan.step == output.step == oldest:
-            raise PlatformError(f"step {oldest} comes next, got output {output.step} for plan {plan.step}")
-        sampled = self._in_flight.pop(plan.step)
-        if not len(output.rows) == len(output.token_ids) == len(sampled) or sampled.keys() != set(output.rows):
-            raise PlatformError(
-                f"step {plan.step} samples rows {sorted(sampled)}, the output has {sorted(output.rows)}"
-            )
-        return sampled
-
     def _append(self, request: Request, token_id: int, row: int, output: StepOutput) -> RequestDelta:
-        request.token_ids.append(token_id)
+        token_ids = [token_id, *output.forced.get(row, ())]
+        reason = request.extend(token_ids)
         request.wants_prompt_logprobs = False
         if request.num_computed >= request.blocks.next_full:
             self._register(request)
-        reason = request.finish_reason(token_id)
         if reason is not None:
             self._end(request)
         elif request.status is Status.PREEMPTED and request.num_tokens == len(request.token_ids):
             self._wait(request)
-        return request.told(token_id, reason, row, output)
+        return request.told(token_ids, reason, row, output)
 
     # --- states ----------------------------------------------------------------------------------------------
 

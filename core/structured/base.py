@@ -23,3 +23,8 @@ class Matcher(abc.ABC):
     @abc.abstractmethod
     def advance(self, token_id: int) -> None:
         """Take the token that was chosen. After the end nothing changes any more."""
+
+    def take_forced(self, most: int) -> list[int]:
+        """Take what has to come next, at most so many tokens, as `advance` does; none where there is a choice."""
+        del most
+        return []

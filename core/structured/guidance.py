@@ -106,6 +106,17 @@ class GuidanceMatcher(Matcher):
         if self.failure is None and not self._future.result().is_stopped():
             self._future.result().consume_token(token_id)
 
+    def take_forced(self, most: int) -> list[int]:
+        """The text that is forced, in the tokens that the tokenizer has for it; what may join with the text behind it is
+        left to be chosen."""
+        matcher = self._future.result()
+        if self.failure is not None or matcher.is_stopped():
+            return []
+        forced: list[int] = matcher.compute_ff_tokens()[:most]
+        if forced:
+            matcher.consume_tokens(forced)
+        return forced
+
 
 class _Vocabulary:
     """A tokenizer as the library reads it."""

@@ -63,7 +63,7 @@ class Engine:
         return plan
 
     def answer(self, plan: StepPlan, token: int = 7, **fields: object) -> list[RequestDelta]:
-        rows = list(self.scheduler._in_flight[plan.step])
+        rows = self.scheduler._in_flight.rows(plan.step)
         return self.scheduler.update(plan, StepOutput(plan.step, rows, [token] * len(rows), **fields))
 
     def turn(self, token: int = 7) -> list[RequestDelta]:

@@ -20,6 +20,7 @@ from core.engine.client import RemoteEngineClient, _Stream
 from core.engine.core import Engine
 from core.engine.loop import EngineLoop
 from core.engine.supervisor import RestartPolicy
+from core.scheduler.in_flight import InFlight
 from core.scheduler.request import Request, Status
 from core.scheduler.scheduler import Scheduler
 from core.scheduler.transfers import Transfers
@@ -189,16 +190,16 @@ def aborted_loads_free_their_blocks_at_once(patch: Patch) -> None:
 
 def ended_requests_get_what_was_in_flight(patch: Patch) -> None:
     """ended-is-silent"""
-    take = Scheduler._take_in_flight
+    take = InFlight.take
 
-    def reviving(self: Scheduler, plan: Any, output: Any) -> Any:
+    def reviving(self: InFlight, plan: Any, output: Any) -> Any:
         sampled = take(self, plan, output)
         for request in sampled.values():
             if request.status is Status.FINISHED:
                 request.status = Status.WAITING
         return sampled
 
-    patch.setattr(Scheduler, "_take_in_flight", reviving)
+    patch.setattr(InFlight, "take", reviving)
 
 
 def the_queue_is_counted_up_only(patch: Patch) -> None:

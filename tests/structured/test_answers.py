@@ -97,6 +97,47 @@ def test_a_grammar_that_is_not_compiled_holds_nobody_up(llm: LLM, monkeypatch: p
     assert llm.tokenizer.decode(plain) == texts(llm, [PLAIN])[0]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_forced_is_not_sampled_and_the_answer_is_the_same(llm: LLM, n: int) -> None:
+    """With logprobs each token is sampled: the tokens are those, as a token of this model is one character."""
+    form = StructuredOutputs(regex="[ab]{2}-forced text-([cd]{2}, and so on, ){2}[xy]{3}")
+    jumping = SamplingParams(n=n, temperature=1.3, seed=5, max_tokens=80, structured_outputs=form)
+    stepping = msgspec.structs.replace(jumping, logprobs=0)
+    beside = [PLAIN, msgspec.structs.replace(PLAIN, max_tokens=50)]
+    jumped = llm.generate(["ab", "cde", "f"], [jumping, *beside])
+    stepped = llm.generate(["ab", "cde", "f"], [stepping, *beside])
+    tokens = [[choice.token_ids for choice in output.outputs] for output in jumped]
+    assert tokens == [[choice.token_ids for choice in output.outputs] for output in stepped]
+    assert all(re.fullmatch(form.regex or "", choice.text) for choice in jumped[0].outputs)
+    assert {choice.finish_reason for choice in jumped[0].outputs} == {"stop"}
+    before = llm.engine.stats().steps
+    (alone,) = llm.generate("ab", jumping)
+    assert [choice.token_ids for choice in alone.outputs] == tokens[0]
+    assert llm.engine.stats().steps - before < len(tokens[0][0]) // 2
+
+
+def test_what_is_forced_ends_where_the_answer_may_not_go_on(llm: LLM) -> None:
+    form = StructuredOutputs(regex="[ab]-forced text")
+    for most in (1, 2, 5):
+        params = SamplingParams(temperature=0.0, max_tokens=most, structured_outputs=form)
+        (output,) = llm.generate("ab", params)
+        assert len(output.outputs[0].token_ids) == most and output.outputs[0].finish_reason == "length"
+        assert "a-forced text".endswith(output.outputs[0].text[1:], 1, most) and llm.engine.stats().running == 0
+    stop = SamplingParams(
+        temperature=0.0, max_tokens=40, structured_outputs=form, stop_token_ids=(llm.tokenizer.encode("c")[0],)
+    )
+    (output,) = llm.generate("ab", stop)
+    assert output.outputs[0].text.endswith("-forc") and output.outputs[0].stop_reason is not None
+
+
+def test_more_grammars_than_are_kept(llm: LLM) -> None:
+    forms = [StructuredOutputs(regex=f"[a-f]{{{1 + index % 7}}}x{index}y") for index in range(100)]
+    params = [msgspec.structs.replace(FORMED, max_tokens=20, structured_outputs=form) for form in forms]
+    outputs = llm.generate(["ab"] * len(params), params)
+    for form, output in zip(forms, outputs, strict=True):
+        assert re.fullmatch(form.regex or "", output.outputs[0].text)
+
+
 def test_one_that_fails_ends_alone(llm: LLM) -> None:
     only_a = {llm.tokenizer.encode("a")[0]: 100.0}
     failing = SamplingParams(

@@ -61,7 +61,7 @@ def check_nothing_left(scheduler: Scheduler) -> None:
         "requests": list(scheduler._requests),
         "waiting": [request.request_id for request in scheduler._waiting.requests],
         "running": [request.request_id for request in scheduler._running.requests],
-        "in flight": list(scheduler._in_flight),
+        "in flight": scheduler._in_flight.steps,
         "prefilled": scheduler._prefilled,
         "deadlines": scheduler._deadlines,
         "queued": scheduler._num_queued or (),
