@@ -27,14 +27,21 @@ class Preparing:
         """Whether any request waits here."""
         return bool(self._waiting)
 
-    def hold(self, request: Request, parent_id: str | None = None) -> bool:
-        """Keep a request here until it is prepared; False where it is."""
-        if request.params.structured_outputs is None:
-            return False
-        if len(self._waiting) < _AT_ONCE and self._is_prepared(request.params):
+    def hold(self, request: Request, parent_id: str | None) -> bool:
+        """Keep a new request here until it is prepared; False where it is. Where many wait it is not asked yet."""
+        asked = len(self._waiting) < _AT_ONCE
+        if request.params.structured_outputs is None or (asked and self._is_prepared(request.params)):
             return False
         request.status = Status.PREPARING
         self._waiting.append((request, parent_id))
+        return True
+
+    def hold_again(self, request: Request) -> bool:
+        """The same for one that has waited since, maybe so long that it is not prepared any more: it is the next."""
+        if request.params.structured_outputs is None or self._is_prepared(request.params):
+            return False
+        request.status = Status.PREPARING
+        self._waiting.insert(0, (request, None))
         return True
 
     def take(self) -> list[tuple[Request, str | None]]:

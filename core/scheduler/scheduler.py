@@ -215,7 +215,7 @@ class Scheduler:
     def _schedule_waiting(self, plan: StepPlan, sampled: dict[int, Request], budget: int) -> None:
         while budget and self._free_rows and len(self._waiting):
             request = self._waiting.first
-            if self.preparing.hold(request):  # again, where it has waited for long
+            if self.preparing.hold_again(request):
                 self._waiting.remove(request)
                 continue
             hit, start = self._find_prefix(request)
