@@ -11,7 +11,7 @@ from platforms._shared.triton.tiles import MAX_SPLITS, AttentionTile, Tiles, til
 #: Element types by Triton's names.
 FLOATS = ("bf16", "fp16", "fp32")
 #: Model widths, and (heads, KV heads, head_dim), of Llama-like models: 135M, 8B, 70B on one of four devices.
-_WIDTHS = (576, 4096, 8192)
+_WIDTHS = (128, 576, 4096, 8192)
 _HEADS = ((9, 3, 64), (32, 8, 128), (16, 2, 128), (16, 8, 256))
 _INT, _FLOAT = "i32", "fp32"
 
@@ -33,7 +33,7 @@ def variants(target: str, *, whole: bool) -> Iterator[Variant]:
     tiles = tiles_for(target)
     floats = FLOATS if whole else FLOATS[:2]
     for dtype in floats:
-        yield from _dense(tiles, dtype, _WIDTHS if whole else _WIDTHS[1:2])
+        yield from _dense(tiles, dtype, _WIDTHS if whole else (128, 4096))
     for dtype in FLOATS if whole else ("bf16", "fp32"):
         for heads in _HEADS if whole else _HEADS[1:2]:
             yield from _attention(tiles, dtype, heads, whole=whole)
@@ -54,8 +54,8 @@ def _of(
 #: The integer arguments of each kernel: strides, widths and counts.
 _INTEGERS = {
     "gather_rows": "table_stride out_stride width",
-    "rms_norm": "x_stride out_stride width",
-    "add_rms_norm": "x_stride residual_stride normed_stride total_stride width",
+    "rms_norm": "x_stride out_stride count groups width",
+    "add_rms_norm": "x_stride residual_stride normed_stride total_stride count width",
     "silu_mul": "gate_up_stride out_stride width",
     "rope_angles": "out_stride half",
     "rope": "x_stride angles_stride out_stride heads head_dim half",
@@ -71,7 +71,7 @@ def _power(size: int) -> int:
 
 
 def _dense(tiles: Tiles, dtype: str, widths: tuple[int, ...]) -> Iterator[Variant]:
-    from platforms._shared.triton.ops import norm_warps
+    from platforms._shared.triton.ops import norm_rows, norm_warps
 
     def floats(*names: str) -> dict[str, str]:
         return dict.fromkeys(names, f"*{dtype}")
@@ -81,11 +81,11 @@ def _dense(tiles: Tiles, dtype: str, widths: tuple[int, ...]) -> Iterator[Varian
     yield _of("activation.silu_mul", dtype, floats("gate_up", "out"), columns)
     for width in widths:
         block, label = _power(width), f"{dtype} {width}"
-        warps = norm_warps(block)
+        warps, constants = norm_warps(block), {"ROWS": norm_rows(tiles, block), "BLOCK": block}
         pointers = floats("x", "weight", "out")
-        yield _of("norm.rms_norm", label, pointers, {"BLOCK": block}, warps, eps=_FLOAT)
+        yield _of("norm.rms_norm", label, pointers, constants, warps, eps=_FLOAT)
         pointers = floats("x", "residual", "weight", "normed", "total")
-        yield _of("norm.add_rms_norm", label, pointers, {"BLOCK": block}, warps, eps=_FLOAT)
+        yield _of("norm.add_rms_norm", label, pointers, constants, warps, eps=_FLOAT)
 
 
 def _attention(tiles: Tiles, dtype: str, heads: tuple[int, int, int], *, whole: bool) -> Iterator[Variant]:
@@ -96,7 +96,7 @@ def _attention(tiles: Tiles, dtype: str, heads: tuple[int, int, int], *, whole: 
         pointers = {"x": f"*{dtype}", "angles": "*fp32", "out": f"*{dtype}"}
         constants = {"HEADS": _power(each), "HALF": half, "REST": 0}
         yield _of("rope.rope", f"{dtype} {each} heads of {head_dim}", pointers, constants)
-    for kv_dtype in _kv_dtypes(dtype, whole=whole):
+    for kv_dtype in _kv_dtypes(tiles, dtype, whole=whole):
         pointers = _cache(kv_dtype) | {"key": f"*{dtype}", "value": f"*{dtype}", "slot_mapping": "*i32"}
         constants = {"HEADS": _power(kv_heads), "DIM": dim, "INT8": kv_dtype == "i8"}
         yield _of("kv.kv_write", f"{label}, {kv_dtype} KV", pointers, constants)
@@ -109,8 +109,8 @@ def _attention(tiles: Tiles, dtype: str, heads: tuple[int, int, int], *, whole: 
         yield _of("attention.combine_splits", f"{label}, {splits} splits", pointers, {"SPLITS": splits, "DIM": dim})
 
 
-def _kv_dtypes(dtype: str, *, whole: bool) -> tuple[str, ...]:
-    return (*FLOATS, "i8") if whole else (dtype, "i8")
+def _kv_dtypes(tiles: Tiles, dtype: str, *, whole: bool) -> tuple[str, ...]:
+    return (*(FLOATS if whole else (dtype,)), *(("i8",) if tiles.int8_kv else ()))
 
 
 def _splits(*, whole: bool) -> list[int]:

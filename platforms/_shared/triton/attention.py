@@ -45,6 +45,8 @@ class TritonAttention(ReferenceAttention):
             return Support(False, f"head_dim {query.head_dim} is more than {MAX_HEAD_DIM}")
         if query.num_heads // query.num_kv_heads > _smallest_tile(self._tiles):
             return Support(False, f"{query.num_heads} heads on {query.num_kv_heads} KV heads are more than a tile has")
+        if query.kv_dtype is DType.INT8 and not self._tiles.int8_kv:
+            return Support(False, "the kernels for int8 KV spill registers on this target")
         if query.kv_dtype is DType.INT8 and query.block_size * query.head_dim % SCALE_BYTES:
             return Support(False, "the scales of int8 KV need block_size * head_dim to be a multiple of 4")
         return super().supports(query)

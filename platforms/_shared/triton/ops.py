@@ -44,8 +44,8 @@ def dense_kernels(tiles: Tiles) -> Mapping[str, Kernel]:
         "linear": ops.REFERENCE["linear"],
         "embedding": partial(gather, tiles),
         "select_rows": partial(_select_rows, tiles),
-        "rms_norm": rms_norm,
-        "add_rms_norm": add_rms_norm,
+        "rms_norm": partial(rms_norm, tiles),
+        "add_rms_norm": partial(add_rms_norm, tiles),
         "silu_mul": partial(silu_mul, tiles),
         "rope_angles": rope_angles,
         "rope": rotate,
@@ -63,28 +63,40 @@ def _select_rows(tiles: Tiles, x: Tensor, indices: Tensor, out: Tensor) -> None:
     gather(tiles, indices, x, out)
 
 
-def rms_norm(x: Tensor, weight: Tensor, out: Tensor, *, eps: float) -> None:
+def rms_norm(tiles: Tiles, x: Tensor, weight: Tensor, out: Tensor, *, eps: float) -> None:
     """x, out [T, n * len(weight)]."""
     width = weight.shape[0]
-    block = triton.next_power_of_2(width)
-    norm.rms_norm[(x.shape[0], x.shape[1] // width)](
-        x, weight, out, x.stride(0), out.stride(0), width, eps, BLOCK=block, num_warps=norm_warps(block)
-    )
+    groups = x.shape[1] // width
+    count, block = x.shape[0] * groups, triton.next_power_of_2(width)
+    rows = norm_rows(tiles, block)
+    norm.rms_norm[(triton.cdiv(count, rows),)](
+        x, weight, out, x.stride(0), out.stride(0), count, groups, width, eps,
+        ROWS=rows, BLOCK=block, num_warps=norm_warps(block),
+    )  # fmt: skip
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, normed: Tensor, total: Tensor, *, eps: float) -> None:
+def add_rms_norm(
+    tiles: Tiles, x: Tensor, residual: Tensor, weight: Tensor, normed: Tensor, total: Tensor, *, eps: float
+) -> None:
     """All [T, H] but weight [H]."""
     strides = [each.stride(0) for each in (x, residual, normed, total)]
-    width = weight.shape[0]
+    count, width = x.shape
     block = triton.next_power_of_2(width)
-    norm.add_rms_norm[(x.shape[0],)](
-        x, residual, weight, normed, total, *strides, width, eps, BLOCK=block, num_warps=norm_warps(block)
-    )
+    rows = norm_rows(tiles, block)
+    norm.add_rms_norm[(triton.cdiv(count, rows),)](
+        x, residual, weight, normed, total, *strides, count, width, eps,
+        ROWS=rows, BLOCK=block, num_warps=norm_warps(block),
+    )  # fmt: skip
+
+
+def norm_rows(tiles: Tiles, block: int) -> int:
+    """Groups of `block` columns that one program norms."""
+    return max(1, tiles.columns // block)
 
 
 def norm_warps(block: int) -> int:
     """Warps for a norm of `block` columns: enough that each has its columns in a few registers a thread."""
-    return min(16, max(1, block // _WARP_COLUMNS))
+    return min(16, max(2, block // _WARP_COLUMNS))
 
 
 def silu_mul(tiles: Tiles, gate_up: Tensor, out: Tensor) -> None:

@@ -45,7 +45,8 @@ class Tiles:
     decode_float32: dict[int, AttentionTile]
     prefill_float32: dict[int, AttentionTile]
     linear: dict[int, LinearTile]
-    columns: int = 1024  # that a program of an elementwise op takes
+    columns: int = 1024  # that a program of an elementwise op, or of narrow norms, takes
+    int8_kv: bool = True  # False: scaling int8 keys and values takes more registers than there are
     programs: int = 256  # that keep the device busy: a decode step's context is split until there are so many
 
 
@@ -72,7 +73,7 @@ INTERPRETER = Tiles(
     decode_float32={256: AttentionTile(16, 32)},
     prefill_float32={256: AttentionTile(32, 32)},
     linear={16: LinearTile(16, 128, 64), ALL: LinearTile(64, 128, 128)},
-    columns=128,
+    columns=512,
     programs=12,
 )
 
@@ -92,6 +93,14 @@ _CDNA = replace(
     prefill={128: AttentionTile(64, 64), 256: AttentionTile(32, 32)},
 )
 
+#: RDNA: 256 registers a thread.
+_RDNA = replace(
+    GENERIC,
+    decode={256: AttentionTile(16, 16, num_warps=8, num_stages=1)},
+    decode_float32={256: AttentionTile(16, 16, num_warps=8, num_stages=1)},
+    int8_kv=False,
+)
+
 #: By target; what is not here runs in GENERIC. `programs` is two for each multiprocessor or compute unit.
 TARGETS = {
     "sm_80": replace(_AMPERE, programs=216),
@@ -100,7 +109,7 @@ TARGETS = {
     "sm_100": replace(_HOPPER, programs=296),
     "gfx90a": replace(_CDNA, programs=208),
     "gfx942": replace(_CDNA, programs=608),
-    "gfx1100": replace(GENERIC, programs=192),
+    "gfx1100": replace(_RDNA, programs=192),
 }
 
 
