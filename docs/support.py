@@ -59,11 +59,12 @@ VERIFIED = {
     "simulated": "there is no such hardware here, a clock stands in for it: the engine around it is tested, its arithmetic is not",
     "for tests": "no hardware of its own: a rule of the contract, held over the host",
     "kernels in emulation": "the kernels' own tests ran under an emulator; the platform around them has not run on such hardware",
+    "compiled and interpreted": "its kernels were built for every target and their numbers checked in an interpreter; not yet run on hardware",
     "compiled only": "the sources build; nothing of it has run",
     "not run": "nothing of it has been tried",
 }
 #: What a platform may be said to be without a report.
-WITHOUT_REPORT = ("kernels in emulation", "compiled only")
+WITHOUT_REPORT = ("kernels in emulation", "compiled and interpreted", "compiled only")
 
 
 # --- the page ------------------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ def test_other_rotations_stay_calls_of_their_own(program: OpProgram) -> None:
     assert fused(bindings(program), lambda *arguments: None).program.calls == program.calls
 
 
-def bindings(program: OpProgram, limits: Bucket = Bucket(8, 8)) -> Bindings:
+def bindings(program: OpProgram) -> Bindings:
+    limits = Bucket(8, 8)
     handles: dict[int, Any] = {}
     for storage in (Storage.INPUT, Storage.WEIGHT):
         for value in program.of(storage):
@@ -119,7 +120,7 @@ def test_a_step_goes_to_the_smallest_graph_that_holds_it_or_to_none(fake: Any) -
 def test_the_fake_device_refuses_a_read_by_the_host(fake: Any) -> None:
     value = torch.ones(1)
     with pytest.raises(Unsupported, match="the host cannot read a value while a graph is captured"):
-        fake.HostDevice().capture(lambda: value.item())
+        fake.HostDevice().capture(value.item)
 
 
 def test_uploads_go_through_pinned_memory_until_it_is_full(fake: Any) -> None:
