@@ -110,7 +110,7 @@ def test_what_has_no_report_is_not_called_tested() -> None:
     assert columns
     for name, words in columns.items():
         reported = (DOCS / "reports" / f"{name.strip(' `')}.json").is_file()
-        assert reported is (words.strip(" *") not in ("not run", *support.WITHOUT_REPORT)), name
+        assert reported is (words.strip(" *") not in ("not run", *script("support").WITHOUT_REPORT)), name
 
 
 # --- the examples --------------------------------------------------------------------------------------------
