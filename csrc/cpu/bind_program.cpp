@@ -193,6 +193,67 @@ void add_attention(Program& program, Rows, const Matrix& query, const KVCache& g
   });
 }
 
+void require_same(const Matrix& given, const Matrix& x, const char* name) {
+  require_like(given, x, name);
+  require(given.columns == x.columns, name, "has not as many columns as x");
+}
+
+void add_add(Program& program, Rows rows, const Matrix& x, const Matrix& y, const Matrix& out) {
+  require_floats(x, "x");
+  require_same(y, x, "y");
+  require_same(out, x, "out");
+  const Sum args{x, y, out};
+  program.add([=](const StepSizes& sizes) { sum(args, count(sizes, rows)); });
+}
+
+void add_add_layer_norm(Program& program, Rows rows, const Matrix& x, const Matrix& residual, const Matrix& weight,
+                        const Matrix& bias, const Matrix& out, float eps) {
+  require_floats(x, "x");
+  for (const Matrix& each : {residual, weight, bias, out}) require_same(each, x, "residual, weight, bias or out");
+  const LayerNorm args{x, residual, weight.data, bias.data, out, eps};
+  program.add([=](const StepSizes& sizes) { layer_norm(args, count(sizes, rows)); });
+}
+
+ActivationKind activation_kind(const std::string& kind) {
+  if (kind == "gelu") return ActivationKind::gelu;
+  if (kind == "gelu_tanh") return ActivationKind::gelu_tanh;
+  if (kind == "relu") return ActivationKind::relu;
+  require(kind == "tanh", "kind", "is not one of gelu, gelu_tanh, relu, tanh");
+  return ActivationKind::tanh;
+}
+
+void add_activation(Program& program, Rows rows, const Matrix& x, const Matrix& out, const std::string& kind) {
+  require_floats(x, "x");
+  require_same(out, x, "out");
+  const Activation args{x, out, activation_kind(kind)};
+  program.add([=](const StepSizes& sizes) { activation(args, count(sizes, rows)); });
+}
+
+void add_encoder_attention(Program& program, Rows, const Matrix& query, const Matrix& key, const Matrix& value,
+                           const Matrix& query_start, const Matrix& out, int64_t head_dim, int64_t num_kv_heads,
+                           float scale) {
+  require_floats(query, "query");
+  require_same(out, query, "out");
+  require_like(key, query, "key");
+  require_like(value, query, "value");
+  require(head_dim > 0 && head_dim <= max_head_dim, "head_dim", "must be in [1, 256]");
+  require(num_kv_heads > 0 && key.columns == num_kv_heads * head_dim && value.columns == key.columns, "key",
+          "or value has not num_kv_heads heads");
+  require(query.columns > 0 && query.columns % key.columns == 0, "query",
+          "must have a positive multiple of num_kv_heads heads");
+  require(std::isfinite(scale), "scale", "must be finite");
+  const EncoderAttention args{query, key, value, out, head_dim, num_kv_heads, scale};
+  const int32_t* starts = indices(query_start, "query_start");
+  program.add([=](const StepSizes& sizes) { encoder_attention(args, starts, sizes.num_seqs, sizes.num_tokens); });
+}
+
+void add_mean_rows(Program& program, Rows, const Matrix& x, const Matrix& query_start, const Matrix& out) {
+  require_floats(x, "x");
+  require(out.type == Element::float32 && out.columns == x.columns, "out", "must be float32 and as wide as x");
+  const int32_t* starts = indices(query_start, "query_start");
+  program.add([=](const StepSizes& sizes) { mean_rows(x, starts, out, sizes.num_seqs, sizes.num_tokens); });
+}
+
 void run(const Program& program, int64_t num_tokens, int64_t num_seqs) {
   require(num_tokens >= 0 && num_seqs >= 0, "sizes", "must not be negative");
   const py::gil_scoped_release release;
@@ -238,6 +299,13 @@ void bind_program(py::module_& module) {
       .def("silu_mul", &add_silu_mul)
       .def("rope_angles", &add_rope_angles, "rows"_a, "positions"_a, "inv_freq"_a, "out"_a, py::kw_only(), "scale"_a)
       .def("rope", &add_rope, "rows"_a, "x"_a, "angles"_a, "out"_a, py::kw_only(), "head_dim"_a)
+      .def("add", &add_add)
+      .def("add_layer_norm", &add_add_layer_norm, "rows"_a, "x"_a, "residual"_a, "weight"_a, "bias"_a, "out"_a,
+           py::kw_only(), "eps"_a)
+      .def("activation", &add_activation, "rows"_a, "x"_a, "out"_a, py::kw_only(), "kind"_a)
+      .def("encoder_attention", &add_encoder_attention, "rows"_a, "query"_a, "key"_a, "value"_a, "query_start"_a,
+           "out"_a, py::kw_only(), "head_dim"_a, "num_kv_heads"_a, "scale"_a)
+      .def("mean_rows", &add_mean_rows)
       .def("kv_write", &add_kv_write)
       .def("attention", &add_attention, "rows"_a, "query"_a, "cache"_a, "block_table"_a, "query_start"_a, "seq_lens"_a,
            "out"_a, py::kw_only(), "head_dim"_a, "num_kv_heads"_a, "scale"_a, "window"_a);

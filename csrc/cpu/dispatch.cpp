@@ -48,7 +48,7 @@ std::vector<AttentionItem> cut(const PagedAttention& args) {
       const int32_t first = std::max(0, last - tile_rows);
       const int64_t window_begin = args.window > 0 ? computed + first / group + 1 - args.window : 0;
       const auto first_key = static_cast<int32_t>(std::max<int64_t>(0, window_begin));
-      const int32_t last_key = computed + (last - 1) / group + 1;
+      const int32_t last_key = args.both_ways ? args.seq_lens[seq] : computed + (last - 1) / group + 1;
       for (int32_t head = 0; head < heads; ++head) items.push_back({seq, head, first, last, first_key, last_key});
     }
   }
@@ -178,6 +178,12 @@ int64_t multiply(Element type, int64_t rounds) {
 void norm(const Norm& args, int64_t rows) { by_rows(kernels().norm, args, rows, args.x.columns); }
 
 void silu_mul(const SiluMul& args, int64_t rows) { by_rows(kernels().silu_mul, args, rows, args.gate_up.columns); }
+
+void layer_norm(const LayerNorm& args, int64_t rows) { by_rows(kernels().layer_norm, args, rows, args.x.columns); }
+
+void activation(const Activation& args, int64_t rows) { by_rows(kernels().activation, args, rows, args.x.columns); }
+
+void sum(const Sum& args, int64_t rows) { by_rows(kernels().sum, args, rows, args.x.columns); }
 
 void rope(const Rope& args, int64_t rows) { by_rows(kernels().rope, args, rows, args.x.columns); }
 

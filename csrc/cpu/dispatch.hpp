@@ -10,9 +10,16 @@ void linear(const Linear& args, int64_t rows);
 void norm(const Norm& args, int64_t rows);
 void silu_mul(const SiluMul& args, int64_t rows);
 void rope(const Rope& args, int64_t rows);
+void layer_norm(const LayerNorm& args, int64_t rows);
+void activation(const Activation& args, int64_t rows);
+void sum(const Sum& args, int64_t rows);
 
 // Throws std::invalid_argument where a sequence does not fit its row of the block table.
 void paged_attention(const PagedAttention& args);
+
+// Of sequences that are rows starts[s] : starts[s + 1]. Throw std::invalid_argument for starts that cannot be.
+void encoder_attention(const EncoderAttention& args, const int32_t* starts, int64_t num_seqs, int64_t num_tokens);
+void mean_rows(const Matrix& x, const int32_t* starts, const Matrix& out, int64_t num_seqs, int64_t num_tokens);
 
 // For benchmarks: reads a buffer with all threads, and returns its words or-ed; multiplies with all threads, `rounds`
 // times in each, and returns how many FLOPs that were.

@@ -191,7 +191,9 @@ class Item {
   }
 
   // A row sees positions [key_begin, key_end).
-  int64_t key_end(int64_t row) const { return num_computed_ + query_index(row) + 1; }
+  int64_t key_end(int64_t row) const {
+    return args_.both_ways ? args_.seq_lens[item_.seq] : num_computed_ + query_index(row) + 1;
+  }
   int64_t key_begin(int64_t row) const { return args_.window > 0 ? greatest(0, key_end(row) - args_.window) : 0; }
 
   void begin(State state) const {

@@ -77,6 +77,30 @@ struct SiluMul {
   Matrix out;
 };
 
+// The norm of x + residual.
+struct LayerNorm {
+  Matrix x;
+  Matrix residual;
+  const void* weight;
+  const void* bias;
+  Matrix out;
+  float eps;
+};
+
+enum class ActivationKind : int { gelu, gelu_tanh, relu, tanh };
+
+struct Activation {
+  Matrix x;
+  Matrix out;
+  ActivationKind kind;
+};
+
+struct Sum {
+  Matrix x;
+  Matrix y;
+  Matrix out;
+};
+
 struct Rope {
   Matrix x;
   Matrix angles;  // float32: cosines, then sines, of the first `columns` dimensions of a head
@@ -153,6 +177,18 @@ struct PagedAttention {
   int64_t window;  // 0: full attention
   float scale;
   KVCache cache;
+  bool both_ways = false;  // a row sees all of its sequence, and not only what is before it
+};
+
+// Of a step's rows within their sequences; nothing is cached.
+struct EncoderAttention {
+  Matrix query;
+  Matrix key;
+  Matrix value;
+  Matrix out;
+  int64_t head_dim;
+  int64_t num_kv_heads;
+  float scale;
 };
 
 // One unit of parallel work. With group = num_heads / num_kv_heads, the rows of a sequence under one KV head are
@@ -203,6 +239,9 @@ struct Kernels {
   RowKernel<Norm> norm;
   RowKernel<SiluMul> silu_mul;
   RowKernel<Rope> rope;
+  RowKernel<LayerNorm> layer_norm;
+  RowKernel<Activation> activation;
+  RowKernel<Sum> sum;
   // The largest of each group of a row, NaNs aside; whether there are any.
   bool (*group_maxima)(const float* row, int64_t count, float* maxima) noexcept;
   // The weights e^gap, in units of 2^-40, of a group's logits that are at least `least`; their sum. Weights may be null.

@@ -16,6 +16,9 @@ void linear_quantized(const QuantizedLinear& args, const LinearTile& tile) noexc
 void norm(const Norm& args, int64_t first_row, int64_t last_row) noexcept;
 void silu_mul(const SiluMul& args, int64_t first_row, int64_t last_row) noexcept;
 void rope(const Rope& args, int64_t first_row, int64_t last_row) noexcept;
+void layer_norm(const LayerNorm& args, int64_t first_row, int64_t last_row) noexcept;
+void activation(const Activation& args, int64_t first_row, int64_t last_row) noexcept;
+void sum(const Sum& args, int64_t first_row, int64_t last_row) noexcept;
 bool group_maxima(const float* row, int64_t count, float* maxima) noexcept;
 int64_t weigh(const float* x, int64_t count, const ChoiceScale& scale, float least, int64_t* weights) noexcept;
 uint64_t contenders(const float* x, int64_t count, const ChoiceScale& scale, float least, double best,

@@ -27,6 +27,11 @@ _OPS: dict[str, int | None] = {
     "silu_mul": None,
     "rope_angles": None,
     "rope": None,
+    "add": None,
+    "add_layer_norm": None,
+    "activation": None,
+    "encoder_attention": None,
+    "mean_rows": None,
 }
 
 
@@ -44,7 +49,15 @@ def _run(op: str, *operands: Any, **attrs: Any) -> None:
     program = _native.Program()
     for native in native_calls(op, [operand(each) if isinstance(each, Tensor) else each for each in given]):
         getattr(program, op)(_native.Rows.tokens, *native, **attrs)
-    program.run(rows, rows)
+    program.run(*_sizes(op, operands))
+
+
+def _sizes(op: str, operands: Sequence[Any]) -> tuple[int, int]:
+    """Tokens and sequences of a step of one op: most have rows of one kind, and do not tell of which."""
+    rows = operands[-1].shape[0]
+    if op == "encoder_attention":
+        return rows, operands[3].shape[0] - 1
+    return (operands[0].shape[0], rows) if op == "mean_rows" else (rows, rows)
 
 
 def in_several_parts(weight: Any) -> bool:
