@@ -91,11 +91,16 @@ class Buildah:
         described: dict[str, Any] = json.loads(self.run("inspect", "--type", "image", name))["Docker"]["config"]
         return described
 
+    def _stored(self, what: str) -> list[dict[str, Any]]:
+        """The storage's own records, of whichever driver it chose."""
+        (file,) = (self.directory / "storage").glob(f"*-{what}/{what}.json")
+        stored: list[dict[str, Any]] = json.loads(file.read_text())
+        return stored
+
     def layers(self, name: str) -> list[int]:
         """Bytes of each layer, the base's first."""
-        stored = json.loads((self.directory / "storage" / "vfs-layers" / "layers.json").read_text())
-        layers = {layer["id"]: layer for layer in stored}
-        images = json.loads((self.directory / "storage" / "vfs-images" / "images.json").read_text())
+        layers = {layer["id"]: layer for layer in self._stored("layers")}
+        images = self._stored("images")
         (top,) = (
             image["layer"]
             for image in images
@@ -175,12 +180,18 @@ def running(buildah: Buildah, name: str, *arguments: str, **environment: str) ->
 
 def supervisor(server: RealServer) -> psutil.Process:
     """`core serve` itself, below buildah."""
-    found = [
-        process
-        for process in psutil.Process(server.process.pid).children(recursive=True)
-        if "serve" in process.cmdline() and any(part.endswith("/core") for part in process.cmdline())
-    ]
-    return min(found, key=lambda process: process.create_time())
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    (found,) = (process for process in processes if process.cmdline()[1:3] == ["/opt/core/bin/core", "serve"]
+                and process.cmdline()[0] == "/opt/core/bin/python")  # fmt: skip
+    return found
+
+
+def refuses(server: RealServer) -> bool:
+    """Whether it drains, or has done so: what it streams may all be on the way already."""
+    try:
+        return server.get("/readyz")[0] == 503
+    except OSError:
+        return True
 
 
 def check_serving(server: RealServer, path: str, source: str) -> None:
@@ -192,7 +203,7 @@ def check_serving(server: RealServer, path: str, source: str) -> None:
     body = {"prompt": "The capital of France is", "max_tokens": 100, "temperature": 0, "ignore_eos": True}
     connection, response = server.stream(path, {**body, "stream_options": {"include_usage": True}})
     process.send_signal(signal.SIGTERM)
-    until(lambda: server.get("/readyz")[0] == 503)
+    until(lambda: refuses(server))
     received = list(events(response))
     assert received[-1]["usage"]["completion_tokens"] == 100, "the stream was cut"
     connection.close()
