@@ -41,11 +41,14 @@ class Buildah:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+        self._environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
     def command(self, *arguments: str) -> list[str]:
         storage = self.directory / "storage"
-        return ["buildah", "--root", str(storage), "--runroot", str(self.directory / "run"), *arguments]
+        # vfs: it leaves no mounts behind, which would keep the directory from being removed.
+        return [
+            "buildah", "--root", str(storage), "--runroot", str(self.directory / "run"), "--storage-driver", "vfs", *arguments,
+        ]  # fmt: skip
 
     def run(self, *arguments: str) -> str:
         """Its standard output. Raises CalledProcessError, with what it said on the terminal."""
@@ -92,8 +95,8 @@ class Buildah:
         return described
 
     def _stored(self, what: str) -> list[dict[str, Any]]:
-        """The storage's own records, of whichever driver it chose."""
-        (file,) = (self.directory / "storage").glob(f"*-{what}/{what}.json")
+        """The storage's own records."""
+        file = self.directory / "storage" / f"vfs-{what}" / f"{what}.json"
         stored: list[dict[str, Any]] = json.loads(file.read_text())
         return stored
 
