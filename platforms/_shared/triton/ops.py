@@ -18,7 +18,7 @@ from core.platform import Kernel, KernelTable, Support
 from platforms._shared.triton.kernels import activation, norm, rope, rows
 from platforms._shared.triton.tiles import Tiles
 
-_WARP_COLUMNS = 512  # columns of a norm that a warp takes
+_WARP_COLUMNS = 256  # columns of a norm that a warp takes
 
 
 class TritonKernels(KernelTable):
