@@ -30,7 +30,8 @@ KERNEL_SOURCES = [
 ]
 #: What calls them, and knows nothing of Python.
 HOST_SOURCES = [
-    f"csrc/cpu/{name}.cpp" for name in ("choose", "dispatch", "encoder", "isa", "quantized", "rows", "schemes", "threads")
+    f"csrc/cpu/{name}.cpp"
+    for name in ("choose", "dispatch", "encoder", "isa", "quantized", "rows", "schemes", "threads")
 ]
 #: What Python calls.
 BINDING_SOURCES = [f"csrc/cpu/{name}.cpp" for name in ("bind_choose", "bind_program", "bind_quantized", "bindings")]
