@@ -18,14 +18,13 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from core.clock import Clock, MonotonicClock
 from core.config import Config
 from core.errors import Unsupported
-from core.logits import LogitsKernels
 from core.program import OpProgram, Value
 from core.types import (
     SAMPLING_FEATURES,
@@ -36,6 +35,9 @@ from core.types import (
     StepOutput,
     StepPlan,
 )
+
+if TYPE_CHECKING:
+    from core.logits import LogitsKernels  # it needs numpy, which choosing a platform does not
 
 #: (major, minor) of this contract. A plugin loads if its major is equal and its minor not greater.
 API_VERSION = (1, 2)

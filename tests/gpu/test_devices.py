@@ -169,7 +169,7 @@ def test_probing_imports_no_torch_no_triton_and_no_nvml() -> None:
         "import sys\nfrom core.platform import ProbeEnv\n"
         "from platforms.cuda import plugin as a\nfrom platforms.rocm import plugin as b\nfrom platforms.xpu import plugin as c\n"
         "states = [each.probe(ProbeEnv()).state for each in (a, b, c)]\n"
-        "print(states, sorted({'torch', 'triton', 'pynvml'} & set(sys.modules)))"
+        "print(states, sorted({'torch', 'triton', 'pynvml', 'numpy'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "['ABSENT', 'ABSENT', 'ABSENT'] []"

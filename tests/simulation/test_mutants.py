@@ -163,8 +163,8 @@ def a_step_takes_one_token_too_many(patch: Patch) -> None:
     """budget-is-kept"""
     chunk = Scheduler._chunk
 
-    def generous(self: Scheduler, remaining: int, budget: int) -> int:
-        return min(remaining, chunk(self, remaining, budget) + 1)
+    def generous(self: Scheduler, request: Request, remaining: int, budget: int) -> int:
+        return min(remaining, chunk(self, request, remaining, budget) + 1)
 
     patch.setattr(Scheduler, "_chunk", generous)
 
