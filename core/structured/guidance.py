@@ -109,9 +109,9 @@ class GuidanceMatcher(Matcher):
     def take_forced(self, most: int) -> list[int]:
         """The text that is forced, in the tokens that the tokenizer has for it; what may join with the text behind it is
         left to be chosen."""
-        matcher = self._future.result()
-        if self.failure is not None or matcher.is_stopped():
+        if self.failure is not None or self._future.result().is_stopped():
             return []
+        matcher = self._future.result()
         forced: list[int] = matcher.compute_ff_tokens()[:most]
         if forced:
             matcher.consume_tokens(forced)

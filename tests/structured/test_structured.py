@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_nothing_but_the_end_comes_behind_the_end(matchers: Matchers) -> None:
     assert takes(matcher, "a")
     matcher.advance(EOS)
     assert np.flatnonzero(~matcher.forbidden()).tolist() == [EOS] and matcher.failure is None
+
+
+def test_what_cannot_be_compiled_fails_its_own_answer(tmp_path: Path) -> None:
+    matchers, form = Matchers(str(tmp_path), tiny_models.VOCAB, [EOS]), StructuredOutputs(choice=("a",))
+    while not matchers.ready(form):
+        time.sleep(0.01)
+    matcher = matchers.start(form)
+    matcher.advance(EOS)
+    assert matcher.take_forced(8) == [] and "could not be compiled" in (matcher.failure or "")
 
 
 @pytest.mark.parametrize(
