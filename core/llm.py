@@ -230,7 +230,11 @@ class LLM:
     ) -> tuple[RequestOutput, list[EngineRequest]]:
         name = self._name()
         requests = self._input.requests(
-            prompt, params, request_id=name, priority=priority, add_special_tokens=add_special_tokens
+            prompt,
+            self._input.checked(params),
+            request_id=name,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
         )
         outputs = [CompletionOutput(index=request.choice_index) for request in requests]
         text = prompt if isinstance(prompt, str) else None

@@ -42,40 +42,16 @@ class InputProcessor:
         add_special_tokens: bool = True,
         field: str = "prompt",
         keep_last: int | None = None,
-        form_field: str = "structured_outputs",
     ) -> list[EngineRequest]:
-        """One request for each of the n choices, seed and max_tokens set. Raises InvalidRequest naming the field.
+        """One request for each of the n choices, seed and max_tokens set; `params` are as `checked` returns them.
 
         `keep_last`: how many of the prompt's tokens to keep, from its end; -1: as many as fit beside max_tokens.
-        A form that the answers must have is compiled, which may take a second; `form_field` is where it came from.
+        Raises InvalidRequest naming the field.
         """
-        self.check_generates()
         if keep_last == -1:
             keep_last = self._max_model_len - min(params.max_tokens or 1, self._max_model_len - 1)
         token_ids = self.encode(prompt, add_special_tokens=add_special_tokens, field=field, keep_last=keep_last)
-        room = self._max_model_len - len(token_ids)
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise InvalidRequest(
-                f"max_tokens: {params.max_tokens} and a {field} of {len(token_ids)} tokens are more than the "
-                f"{self._max_model_len} tokens of context; {room} are left",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
-        self._check_ids(params.stop_token_ids, "stop_token_ids")
-        self._check_ids(params.logit_bias, "logit_bias")
-        self._check_features(params)
-        if params.bad_words:
-            params = self._with_bad_words(params)
-        if params.allowed_token_ids is not None:
-            self._check_allowed(params, params.allowed_token_ids)
-        if params.structured_outputs is not None:
-            self._check_form(params.structured_outputs, params, form_field)
-        settled = msgspec.structs.replace(
-            params,
-            seed=params.seed if params.seed is not None else secrets.randbits(63),
-            max_tokens=params.max_tokens if params.max_tokens is not None else room,
-            min_tokens=min(params.min_tokens, room),
-        )
+        settled = self._settled(params, len(token_ids), field)
         parent = request_id if settled.n == 1 else f"{request_id}-0"
         return [
             EngineRequest(
@@ -91,6 +67,41 @@ class InputProcessor:
             )
             for index in range(settled.n)
         ]
+
+    def checked(self, params: SamplingParams, form_field: str = "structured_outputs") -> SamplingParams:
+        """The parameters as the engine can follow them, whatever the prompt; bad words are spelt out.
+
+        A form that the answers must have is compiled, which may take a second; `form_field` is where it came from.
+        Raises InvalidRequest naming the field.
+        """
+        self.check_generates()
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_ids(params.logit_bias, "logit_bias")
+        self._check_features(params)
+        if params.bad_words:
+            params = self._with_bad_words(params)
+        if params.allowed_token_ids is not None:
+            params = self._with_allowed(params, params.allowed_token_ids)
+        if params.structured_outputs is not None:
+            self._check_form(params.structured_outputs, params, form_field)
+        return params
+
+    def _settled(self, params: SamplingParams, num_prompt: int, field: str) -> SamplingParams:
+        """The parameters for a prompt of so many tokens, with a seed."""
+        room = self._max_model_len - num_prompt
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise InvalidRequest(
+                f"max_tokens: {params.max_tokens} and a {field} of {num_prompt} tokens are more than the "
+                f"{self._max_model_len} tokens of context; {room} are left",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        return msgspec.structs.replace(
+            params,
+            seed=params.seed if params.seed is not None else secrets.randbits(63),
+            max_tokens=params.max_tokens if params.max_tokens is not None else room,
+            min_tokens=min(params.min_tokens, room),
+        )
 
     def check_generates(self) -> None:
         """Raises InvalidRequest for a model that pools, saying where to ask it."""
@@ -124,7 +135,8 @@ class InputProcessor:
                     spellings[spelling] = None
         return msgspec.structs.replace(params, bad_words_token_ids=tuple(spellings))
 
-    def _check_allowed(self, params: SamplingParams, allowed: Sequence[int]) -> None:
+    def _with_allowed(self, params: SamplingParams, allowed: Sequence[int]) -> SamplingParams:
+        """Each allowed token once: every step goes through them."""
         self._check_ids(allowed, "allowed_token_ids")
         ruled_out = {word[0] for word in params.bad_words_token_ids if len(word) == 1}
         if params.min_tokens:
@@ -132,6 +144,7 @@ class InputProcessor:
         if ruled_out.issuperset(allowed):
             message = "allowed_token_ids: bad_words or min_tokens rule out each of them, so no token could come"
             raise InvalidRequest(message, param="allowed_token_ids")
+        return msgspec.structs.replace(params, allowed_token_ids=tuple(dict.fromkeys(allowed)))
 
     def _check_form(self, form: StructuredOutputs, params: SamplingParams, field: str) -> None:
         if self._sampler is not None:

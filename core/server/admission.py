@@ -83,12 +83,13 @@ async def admit(
     processor = state.processor
 
     def prepare() -> list[EngineRequest]:
+        checked = processor.checked(params, form_field)
         return [
             request
             for index, prompt in enumerate(prompts)
             for request in processor.requests(
                 prompt,
-                params,
+                checked,
                 request_id=f"{engine_id}-{index}",
                 priority=body.priority or 0,
                 deadline=deadline,
@@ -96,9 +97,8 @@ async def admit(
                 add_special_tokens=add_special_tokens,
                 field=field,
                 keep_last=body.truncate_prompt_tokens,
-                form_field=form_field,
             )
         ]
 
-    slow = sum(map(len, prompts)) > LONG_PROMPTS or params.structured_outputs is not None
+    slow = sum(map(len, (*prompts, *params.bad_words))) > LONG_PROMPTS or params.structured_outputs is not None
     return Generation(state, answer_id, await asyncio.to_thread(prepare) if slow else prepare(), arrival)

@@ -75,8 +75,12 @@ class TestInput:
         self, processor: InputProcessor, prompt: str | list[int], params: dict, param: str
     ) -> None:
         with pytest.raises(InvalidRequest, match=param) as caught:
-            processor.requests(prompt, SamplingParams(**params), request_id="r")
+            processor.requests(prompt, processor.checked(SamplingParams(**params)), request_id="r")
         assert caught.value.param == param
+
+    def test_what_each_step_goes_through_holds_nothing_twice(self, processor: InputProcessor) -> None:
+        params = processor.checked(SamplingParams(allowed_token_ids=(5, 3, 5) * 1000, bad_words=("x", " x", "x")))
+        assert params.allowed_token_ids == (5, 3) and len(params.bad_words_token_ids) == 2
 
 
 class FakeSource:

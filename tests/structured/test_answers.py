@@ -172,5 +172,5 @@ def test_a_form_that_nothing_would_follow_is_refused(llm: LLM) -> None:
     greedy = msgspec.structs.replace(FORMED, temperature=0.0)
     for other, words in ((sampler, "the sampler 'lucky'"), (endless, "end-of-sequence"), (undeclared, "platform")):
         with pytest.raises(InvalidRequest, match=words) as caught:
-            InputProcessor(other, llm.tokenizer).requests("x", greedy, request_id="r", form_field="response_format")
+            InputProcessor(other, llm.tokenizer).checked(greedy, "response_format")
         assert caught.value.param in ("response_format", "structured_outputs")
