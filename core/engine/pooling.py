@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from core.config import Config
 from core.engine.input import InputProcessor
@@ -74,12 +74,12 @@ class PoolingInput:
         token_ids = self._tokenizer.encode_head(prompt, keep, add_special_tokens=add_special_tokens, param=field)
         return self._input.encode(token_ids, field=field, answers=False)
 
-    def encode_pair(
-        self, first: str, second: str, *, keep: int | None = None, field: str = "input"
-    ) -> tuple[list[int], int | None]:
-        """Token ids of a pair of texts as a cross-encoder reads them, and where the second begins. Raises InvalidRequest."""
-        token_ids, start = self._tokenizer.encode_pair(first, second, self._kept(keep), param=field)
-        return self._input.encode(token_ids, field=field, answers=False), start
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, keep: int | None = None, field: str = "input"
+    ) -> Iterator[tuple[list[int], int | None]]:
+        """Token ids of pairs of texts as a cross-encoder reads them, and where the second begins. Raises InvalidRequest."""
+        for token_ids, start in self._tokenizer.encode_pairs(pairs, self._kept(keep), param=field):
+            yield self._input.encode(token_ids, field=field, answers=False), start
 
     def _kept(self, keep: int | None) -> int | None:
         return self._max_model_len if keep == -1 else keep

@@ -57,7 +57,7 @@ class Scoring:
         """What the engine is asked for: one for each pair, or one for each text that occurs."""
         params = self._input.params(activate=activate if self._input.pooler.is_cross_encoder else True)
         if self._input.pooler.is_cross_encoder:
-            encoded = [self._input.encode_pair(*pair, keep=self._keep, field=self._field) for pair in pairs]
+            encoded = self._input.encode_pairs(pairs, keep=self._keep, field=self._field)
             asked = [(ids, msgspec.structs.replace(params, segment_start=start)) for ids, start in encoded]
         else:
             asked = [(self._input.encode(text, keep=self._keep, field=self._field), params) for text in _texts(pairs)]

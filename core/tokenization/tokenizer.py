@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -68,28 +68,39 @@ class Tokenizer:
         self, text: str, length: int, *, add_special_tokens: bool = True, param: str = "input"
     ) -> list[int]:
         """The first `length` tokens of `text`, those that the tokenizer puts around every text included. Raises as `encode`."""
-        _check_encodable(text, param)
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, param)
         around = self.backend.num_special_tokens_to_add(False) if add_special_tokens else 0
         encoding.truncate(max(length - around, 0))
         return list(self.backend.post_process(encoding, None, add_special_tokens).ids)[:length]
 
-    def encode_pair(
-        self, first: str, second: str, length: int | None = None, *, param: str = "input"
-    ) -> tuple[list[int], int | None]:
+    def encode_pairs(
+        self, pairs: Iterable[tuple[str, str]], length: int | None = None, *, param: str = "input"
+    ) -> Iterator[tuple[list[int], int | None]]:
         """The tokens of two texts as one prompt, and where the second begins, if the model is to tell them apart.
 
-        With `length`, tokens are taken off the end of whichever text is longer until they fit. Raises as `encode`.
+        With `length`, tokens are taken off the end of whichever text is longer until they fit. A first text that goes
+        with many is tokenized once, however long it is. Raises as `encode`.
         """
-        for text in (first, second):
-            _check_encodable(text, param)
-        left, right = (self.backend.encode(text, add_special_tokens=False) for text in (first, second))
-        if length is not None:
-            kept = _fitting([len(left), len(right)], length - self.backend.num_special_tokens_to_add(True))
-            for encoding, count in zip((left, right), kept, strict=True):
-                encoding.truncate(count)
-        both = self.backend.post_process(left, right, True)
-        return list(both.ids), both.type_ids.index(1) if 1 in both.type_ids else None
+        known = None
+        for first, second in pairs:
+            if first != known:
+                known, left = first, self._encoding(first, param)
+                lengths = [len(left), 0]
+                if length is not None:
+                    left.truncate(length)  # more is never kept
+            head, right = left, self._encoding(second, param)
+            if length is not None:
+                lengths[1] = len(right)
+                kept = _fitting(lengths, length - self.backend.num_special_tokens_to_add(True))
+                head = tokenizers.Encoding.merge([left])  # a copy: the next pair may keep more of it
+                head.truncate(kept[0])
+                right.truncate(kept[1])
+            both = self.backend.post_process(head, right, True)
+            yield list(both.ids), both.type_ids.index(1) if 1 in both.type_ids else None
+
+    def _encoding(self, text: str, param: str) -> tokenizers.Encoding:
+        _check_encodable(text, param)
+        return self.backend.encode(text, add_special_tokens=False)
 
     @functools.cached_property
     def max_token_chars(self) -> int | None:

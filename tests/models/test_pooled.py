@@ -16,6 +16,7 @@ import transformers
 
 from core import LLM
 from core.errors import ConfigError, InvalidRequest, UnsupportedModel
+from core.tokenization import Tokenizer
 
 #: Of 1, 15, 16, 17 and more characters; with the two tokens around them, and no "!", which pads RoBERTas.
 TEXTS = [
@@ -175,11 +176,18 @@ def test_a_pair_that_is_too_long_loses_of_its_longer_text(tiny_encoder: Make) ->
     with load(tiny_encoder("cross-encoder")) as llm:
         with pytest.raises(InvalidRequest, match="context of 96 tokens"):
             llm.score("short", "d" * 200)
-        ids, start = llm.tokenizer.encode_pair("short", "d" * 200, 20)
-        assert len(ids) == 20 and start == 7  # three of them special
-        ids, start = llm.tokenizer.encode_pair("s" * 50, "d" * 50, 20)
-        assert len(ids) == 20 and start == 1 + 9 + 1
+        pairs = [("short", "d" * 200), ("s" * 50, "d" * 50), ("s" * 50, "dd"), ("s" * 50, "d" * 60)]
+        found = [(len(ids), start) for ids, start in llm.tokenizer.encode_pairs(pairs, 20)]
+        assert found == [(20, 7), (20, 1 + 9 + 1), (20, 1 + 15 + 1), (20, 1 + 8 + 1)]  # three of them special
         assert len(llm.score("short", "d" * 200, truncate_prompt_tokens=-1)) == 1
+
+
+def test_a_text_that_goes_with_many_is_tokenized_once(tiny_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, encoding = [], Tokenizer._encoding
+    monkeypatch.setattr(Tokenizer, "_encoding", lambda *given: (encoded.append(given[1]), encoding(*given))[1])
+    with load(tiny_encoder("cross-encoder")) as llm:
+        assert len(llm.score("q" * 10_000, ["a", "b", "c"], truncate_prompt_tokens=-1)) == 3
+    assert encoded == ["q" * 10_000, "a", "b", "c"]
 
 
 def test_a_classifier_gives_probabilities(tiny_encoder: Make) -> None:
