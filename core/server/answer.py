@@ -15,6 +15,7 @@ from core.errors import InvalidRequest
 from core.server.errors import REQUEST_ID
 from core.server.generation import GENERATION, Batch, Generation, joined
 from core.server.protocol import GenerationRequest, StreamOptions
+from core.server.reply import reply
 from core.server.responses import ChatResponse, Response, prompt_logprobs
 from core.server.sse import ChunkWriter, EventStream
 from core.tokenization import Tokenizer
@@ -89,7 +90,7 @@ async def _whole(body: GenerationRequest, generation: Generation, form: ChoiceFo
     )
     for shaped, index in zip(response.choices, told, strict=True):
         _tell_more(response, shaped, body, choices[index], generation.requests[index], generation.state.tokenizer)
-    return web.Response(body=msgspec.json.encode(response), content_type="application/json")
+    return reply(response)
 
 
 def _tell_more(

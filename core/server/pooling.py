@@ -6,7 +6,8 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -17,7 +18,8 @@ from core.server.admission import LONG_PROMPTS
 from core.server.answer import collected
 from core.server.errors import EngineFailure
 from core.server.generation import GENERATION, Generation
-from core.server.pooling_protocol import InputBody, PoolingBody, PoolingUsage
+from core.server.pooling_protocol import InputBody, PooledList, PoolingBody, PoolingUsage
+from core.server.reply import reply
 from core.server.state import STATE, ServerState
 from core.types import EngineRequest
 
@@ -36,10 +38,14 @@ class PooledAnswer:
         tokens = generation.usage().prompt_tokens
         self.usage = PoolingUsage(tokens, tokens)
 
-    def told(self, index: int, encoding_format: str | None) -> list[float] | str:
-        """A vector as the client wants to read it."""
-        vector = self.vectors[index]
-        return base64.b64encode(vector).decode() if encoding_format == "base64" else floats(vector)
+    def listed(self, kind: type[PooledList], data: Iterable[Any]) -> web.Response:
+        """The answer, with an item for each input or pair."""
+        return reply(kind(id=self.id, created=self.created, model=self.model, data=list(data), usage=self.usage))
+
+    def told(self, encoding_format: str | None) -> Iterator[tuple[int, list[float] | str]]:
+        """The vectors as the client wants to read them, each behind its index."""
+        for index, vector in enumerate(self.vectors):
+            yield index, base64.b64encode(vector).decode() if encoding_format == "base64" else floats(vector)
 
 
 async def pooled(

@@ -71,6 +71,17 @@ class PoolingUsage(msgspec.Struct):
     total_tokens: int
 
 
+class PooledList(msgspec.Struct, kw_only=True):
+    """What was made of each input or pair, in their order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Any]
+    usage: PoolingUsage
+
+
 class Embedding(msgspec.Struct):
     """The vector of one input."""
 
@@ -79,15 +90,10 @@ class Embedding(msgspec.Struct):
     embedding: list[float] | str
 
 
-class EmbeddingResponse(msgspec.Struct):
+class EmbeddingResponse(PooledList):
     """Answer of POST /v1/embeddings."""
 
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
     data: list[Embedding]
-    usage: PoolingUsage
 
 
 class Pooled(msgspec.Struct):
@@ -98,15 +104,10 @@ class Pooled(msgspec.Struct):
     data: list[float] | str
 
 
-class PoolingResponse(msgspec.Struct):
+class PoolingResponse(PooledList):
     """Answer of POST /pooling."""
 
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
     data: list[Pooled]
-    usage: PoolingUsage
 
 
 class Class(msgspec.Struct):
@@ -118,15 +119,10 @@ class Class(msgspec.Struct):
     num_classes: int
 
 
-class ClassifyResponse(msgspec.Struct):
+class ClassifyResponse(PooledList):
     """Answer of POST /classify."""
 
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
     data: list[Class]
-    usage: PoolingUsage
 
 
 # --- pairs of texts ------------------------------------------------------------------------------------------
@@ -147,15 +143,10 @@ class Score(msgspec.Struct):
     score: float
 
 
-class ScoreResponse(msgspec.Struct):
+class ScoreResponse(PooledList):
     """Answer of POST /score."""
 
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
     data: list[Score]
-    usage: PoolingUsage
 
 
 class RerankDocument(msgspec.Struct):
@@ -173,7 +164,7 @@ class RerankRequest(PoolingBody, kw_only=True):
     return_documents: bool | None = None  # None: they are
 
     def texts(self) -> list[str]:
-        """The documents' texts. Raises InvalidRequest where there is none, or one is empty."""
+        """The documents' texts. Raises InvalidRequest where there is none, or there are too many."""
         texts = [each if isinstance(each, str) else each.text for each in self.documents]
         if not texts:
             raise InvalidRequest("documents: the list is empty; give at least one", param="documents")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from core.server.docs_page import page
 from core.server.openapi import document
 from core.server.paths import ROOT_PATH
+from core.server.reply import reply
 from core.server.state import STATE
 
 
 async def openapi(request: web.Request) -> web.Response:
     """What the server offers, for programs: OpenAPI 3.1."""
-    return web.Response(body=msgspec.json.encode(_document(request)), content_type="application/json")
+    return reply(_document(request))
 
 
 async def docs(request: web.Request) -> web.Response:

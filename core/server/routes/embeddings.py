@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from core.engine.scoring import floats
@@ -30,16 +29,14 @@ async def create_embeddings(request: web.Request) -> web.Response:
         message = "model: it classifies and has no embeddings; ask /classify, /score or /pooling"
         raise InvalidRequest(message, param="model", code="unsupported")
     found = await _pooled(request, body, "embd")
-    data = [Embedding("embedding", index, found.told(index, body.encoding_format)) for index in range(_count(found))]
-    return _json(EmbeddingResponse(found.id, "list", found.created, found.model, data, found.usage))
+    return found.listed(EmbeddingResponse, (Embedding("embedding", *each) for each in found.told(body.encoding_format)))
 
 
 async def create_pooling(request: web.Request) -> web.Response:
     """What the model makes of each input, be it an embedding or scores."""
     body = await read(request, EmbeddingRequest)
     found = await _pooled(request, body, "pool")
-    data = [Pooled("pooling", index, found.told(index, body.encoding_format)) for index in range(_count(found))]
-    return _json(PoolingResponse(found.id, "list", found.created, found.model, data, found.usage))
+    return found.listed(PoolingResponse, (Pooled("pooling", *each) for each in found.told(body.encoding_format)))
 
 
 async def classify(request: web.Request) -> web.Response:
@@ -50,8 +47,9 @@ async def classify(request: web.Request) -> web.Response:
         message = "model: it gives embeddings and classifies nothing; ask /v1/embeddings"
         raise InvalidRequest(message, param="model", code="unsupported")
     found = await pooled(request, body, prefix="classify", activate=body.use_activation)
-    data = [_class(index, floats(vector), pooler.labels) for index, vector in enumerate(found.vectors)]
-    return _json(ClassifyResponse(found.id, "list", found.created, found.model, data, found.usage))
+    return found.listed(
+        ClassifyResponse, (_class(index, floats(vector), pooler.labels) for index, vector in enumerate(found.vectors))
+    )
 
 
 def _class(index: int, probs: list[float], labels: tuple[str, ...]) -> Class:
@@ -61,14 +59,6 @@ def _class(index: int, probs: list[float], labels: tuple[str, ...]) -> Class:
 async def _pooled(request: web.Request, body: EmbeddingRequest, prefix: str) -> PooledAnswer:
     activate = body.normalize if body.use_activation is None else body.use_activation
     return await pooled(request, body, prefix=prefix, dimensions=body.dimensions, activate=activate)
-
-
-def _count(found: PooledAnswer) -> int:
-    return len(found.vectors)
-
-
-def _json(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 ROUTES = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 from aiohttp import web
 
 import core
 from core import envs
 from core.errors import EngineDead
+from core.server.reply import reply
 from core.server.state import STATE
 from core.types import EngineStats
 
@@ -20,7 +20,7 @@ _STATS_TIMEOUT = 1.0
 async def live(request: web.Request) -> web.Response:
     """200 while this process can do its work, or wait for an engine that will come back; 503 when it never will."""
     status = request.app[STATE].client.status
-    return _json({"state": status.state}, 503 if status.state == "failed" else 200)
+    return reply({"state": status.state}, 503 if status.state == "failed" else 200)
 
 
 async def ready(request: web.Request) -> web.Response:
@@ -35,7 +35,7 @@ async def ready(request: web.Request) -> web.Response:
         "restarts": status.restarts,
         "message": status.message,
     }
-    return _json(body, 200 if name == "ready" else 503)
+    return reply(body, 200 if name == "ready" else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -55,12 +55,12 @@ async def metrics(request: web.Request) -> web.Response:
 async def version(request: web.Request) -> web.Response:
     """Which release this is, and how it was put here: the image's name where it runs in one of ours."""
     del request
-    return _json({"version": core.__version__, "usage_source": envs.read().usage_source})
+    return reply({"version": core.__version__, "usage_source": envs.read().usage_source})
 
 
 async def load(request: web.Request) -> web.Response:
     """How many API requests this frontend has in hand, for balancers that send the next one where they are fewest."""
-    return _json({"server_load": request.app[STATE].load})
+    return reply({"server_load": request.app[STATE].load})
 
 
 async def reset_prefix_cache(request: web.Request) -> web.Response:
@@ -68,18 +68,14 @@ async def reset_prefix_cache(request: web.Request) -> web.Response:
     state = request.app[STATE]
     state.check_ready()
     done = await state.client.reset_prefix_cache()
-    return _json({"reset": done}, 200 if done else 409)
+    return reply({"reset": done}, 200 if done else 409)
 
 
 async def index(request: web.Request) -> web.Response:
     """What is here, for people who open the address in a browser."""
     state = request.app[STATE]
     paths = {route.resource.canonical for route in request.app.router.routes() if route.resource is not None}
-    return _json({"core": core.__version__, "model": state.model, "endpoints": sorted(paths - {"/"})})
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+    return reply({"core": core.__version__, "model": state.model, "endpoints": sorted(paths - {"/"})})
 
 
 ROUTES = [

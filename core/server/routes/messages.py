@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from core.server.admission import read, tokens
@@ -14,6 +13,7 @@ from core.server.generation import GENERATION
 from core.server.messages_format import MessageFormat, TokenCount
 from core.server.messages_protocol import CountTokensRequest, MessagesRequest
 from core.server.protocol import ChatRequest
+from core.server.reply import reply
 from core.server.routes.chat import admit_chat, chat_context
 from core.server.sse import NamedEvents
 from core.server.state import STATE, ServerState
@@ -32,7 +32,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await stream(request, generation, NamedEvents(), message.events, message.ending)
     (choice,) = await collected(generation)
-    return _json(message.whole(choice))
+    return reply(message.whole(choice))
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -41,15 +41,11 @@ async def count_tokens(request: web.Request) -> web.Response:
     request[IGNORED_FIELDS].extend(body.unenforced())
     state, chat = request.app[STATE], body.chat()
     prompt = (await chat_context(state, chat, _tools(state, chat))).prompt
-    return _json(TokenCount(len(await tokens(state, prompt, add_special_tokens=False, field="messages"))))
+    return reply(TokenCount(len(await tokens(state, prompt, add_special_tokens=False, field="messages"))))
 
 
 def _tools(state: ServerState, chat: ChatRequest) -> tuple[dict[str, Any], ...]:
     return callable_tools(chat.tools, chat.tool_choice, has_parser=state.parsers.tools is not None)
-
-
-def _json(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 ROUTES = [web.post("/v1/messages", create_message), web.post("/v1/messages/count_tokens", count_tokens)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
+from core.server.reply import reply
 from core.server.responses import Model, ModelList
 from core.server.state import STATE, ServerState
 
@@ -17,14 +17,14 @@ def _card(state: ServerState) -> Model:
 async def list_models(request: web.Request) -> web.Response:
     """The one model that is served."""
     body = ModelList([_card(request.app[STATE])])
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+    return reply(body)
 
 
 async def show_model(request: web.Request) -> web.Response:
     """The model by name, which may hold slashes. Raises NotFound."""
     state = request.app[STATE]
     state.check_model(request.match_info["model"])
-    return web.Response(body=msgspec.json.encode(_card(state)), content_type="application/json")
+    return reply(_card(state))
 
 
 ROUTES = [web.get("/v1/models", list_models), web.get("/v1/models/{model:.+}", show_model)]

@@ -6,7 +6,6 @@ import asyncio
 import functools
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from core.errors import InvalidRequest
@@ -17,6 +16,7 @@ from core.server.errors import IGNORED_FIELDS, REQUEST_ID, Handler, describe
 from core.server.frontends import FRONTENDS
 from core.server.generation import GENERATION, Generation
 from core.server.protocol import ChatRequest
+from core.server.reply import reply
 from core.server.responses_format import ResponseError, ResponseEvents, ResponseFormat, new_body
 from core.server.responses_protocol import ConversationRequest, ResponsesRequest
 from core.server.responses_store import RESPONSES, ResponseStore, StoredResponse
@@ -52,7 +52,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     (choice,) = await collected(generation)
     format_.whole(choice)
     _keep(store, stored)
-    return _json(response)
+    return reply(response)
 
 
 async def _streamed(
@@ -79,7 +79,7 @@ def _in_background(
 ) -> web.Response:
     """Answer at once; whoever asks for the response later sees how far it is."""
     stored.response.status = "queued"
-    answer = _json(stored.response)
+    answer = reply(stored.response)
     work = _run(request.app[STATE], request.app[RESPONSES], stored, generation, form, request[REQUEST_ID])
     stored.task = asyncio.create_task(work)
     request.app[RESPONSES].put(stored)
@@ -118,7 +118,7 @@ async def cancel_response(request: web.Request) -> web.Response:
         stored.task.cancel()
         stored.task = None
         stored.response.status = "cancelled"
-    return _json(stored.response)
+    return reply(stored.response)
 
 
 # --- what was stored -----------------------------------------------------------------------------------------
@@ -129,14 +129,14 @@ async def get_response(request: web.Request) -> web.Response:
     if request.query.get("stream", "").lower() == "true":
         message = "stream: a stored response is not streamed here; leave it out"
         raise InvalidRequest(message, param="stream", code="unsupported")
-    return _json(_stored(request).response)
+    return reply(_stored(request).response)
 
 
 async def delete_response(request: web.Request) -> web.Response:
     """Forget a response."""
     response_id = request.match_info["response_id"]
     request.app[RESPONSES].delete(response_id, request.get(KEY_NUMBER))
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return reply({"id": response_id, "object": "response", "deleted": True})
 
 
 async def list_input_items(request: web.Request) -> web.Response:
@@ -152,7 +152,7 @@ async def list_input_items(request: web.Request) -> web.Response:
         items = items[ids.index(after) + 1 :]
     limit = _limit(request)
     page = items[:limit]
-    return _json(
+    return reply(
         {
             "object": "list",
             "data": page,
@@ -174,7 +174,7 @@ async def count_input_tokens(request: web.Request) -> web.StreamResponse:
     chat = body.chat([*earlier, *body.items()])
     prompt = (await chat_context(state, chat, _tools(state, chat), field="input")).prompt
     count = len(await tokens(state, prompt, add_special_tokens=False, field="input"))
-    return _json({"object": "response.input_tokens", "input_tokens": count})
+    return reply({"object": "response.input_tokens", "input_tokens": count})
 
 
 def _where_it_is(handler: Handler) -> Handler:
@@ -208,10 +208,6 @@ def _limit(request: web.Request) -> int:
 
 def _tools(state: ServerState, chat: ChatRequest) -> tuple[dict[str, Any], ...]:
     return callable_tools(chat.tools, chat.tool_choice, has_parser=state.parsers.tools is not None)
-
-
-def _json(answer: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 ROUTES = [

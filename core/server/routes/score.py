@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from core.engine.scoring import text_pairs
@@ -18,6 +17,7 @@ from core.server.pooling_protocol import (
     ScoreResponse,
     check_number,
 )
+from core.server.reply import reply
 
 
 async def create_score(request: web.Request) -> web.Response:
@@ -26,8 +26,7 @@ async def create_score(request: web.Request) -> web.Response:
     pairs = text_pairs(body.text_1, body.text_2)
     check_number(len(pairs), "text_2")
     found, scores = await scored(request, body, pairs, prefix="score", field="text_2")
-    data = [Score("score", index, score) for index, score in enumerate(scores)]
-    return _json(ScoreResponse(found.id, "list", found.created, found.model, data, found.usage))
+    return found.listed(ScoreResponse, (Score("score", index, score) for index, score in enumerate(scores)))
 
 
 async def rerank(request: web.Request) -> web.Response:
@@ -39,11 +38,7 @@ async def rerank(request: web.Request) -> web.Response:
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
     shown = body.return_documents is not False
     results = [RerankResult(index, scores[index], RerankDocument(texts[index]) if shown else None) for index in best]
-    return _json(RerankResponse(found.id, found.model, found.usage, results))
-
-
-def _json(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+    return reply(RerankResponse(found.id, found.model, found.usage, results))
 
 
 ROUTES = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from core.errors import InvalidRequest
 from core.server.admission import read, tokens
+from core.server.reply import reply
 from core.server.routes.chat import chat_context
 from core.server.state import STATE, ServerState
 from core.server.tokens_protocol import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
@@ -20,7 +20,7 @@ async def tokenize(request: web.Request) -> web.Response:
     found = await _tokens(state, body)
     backend = state.tokenizer.backend
     spelt = [backend.id_to_token(token_id) or "" for token_id in found] if body.return_token_strs else None
-    return _json(TokenizeResponse(len(found), state.client.config.scheduler.max_model_len, found, spelt))
+    return reply(TokenizeResponse(len(found), state.client.config.scheduler.max_model_len, found, spelt))
 
 
 async def _tokens(state: ServerState, body: TokenizeRequest) -> list[int]:
@@ -42,11 +42,7 @@ async def detokenize(request: web.Request) -> web.Response:
         if not 0 <= token_id < size:
             where = f"tokens[{index}]"
             raise InvalidRequest(f"{where}: token id {token_id} is not in [0, {size})", param=where)
-    return _json(DetokenizeResponse(state.tokenizer.decode(body.tokens, skip_special_tokens=False)))
-
-
-def _json(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+    return reply(DetokenizeResponse(state.tokenizer.decode(body.tokens, skip_special_tokens=False)))
 
 
 ROUTES = [web.post("/tokenize", tokenize), web.post("/detokenize", detokenize)]
