@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from core.server.parsers.base import ContentDelta, ParserContext, ToolEvent, ToolParser
+from core.server.parsers.base import ParserContext, ToolEvent
 from core.server.parsers.json_calls import ObjectReader, read_call
 from core.server.parsers.markers import begun
+from core.server.parsers.states import StatesToolParser
 
 _OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 
 
-class HermesToolParser(ToolParser):
+class HermesToolParser(StatesToolParser):
     """Text, calls, text. A call is told once its object is whole: what has been sent cannot become content again.
 
     Whitespace around a call goes with its markers. A name that is none of the request's tools is passed on, as models
@@ -21,33 +21,25 @@ class HermesToolParser(ToolParser):
     """
 
     def __init__(self, context: ParserContext) -> None:
-        super().__init__(context)
-        self._state: Literal["text", "call", "behind"] = "text"
-        self._held = ""  # not yet used, because it may be the beginning of a marker
-        self._opening = ""  # the marker before the object, with the whitespace around it
+        super().__init__(context, "text")
         self._object = ObjectReader()
-        self._after_call = False  # and nothing but whitespace since
 
-    def feed(self, text: str) -> Iterator[ToolEvent]:
-        self._held += text
-        before = None
-        while before != self._state:
-            before = self._state
-            match self._state:
-                case "text":
-                    yield from self._text()
-                case "call":
-                    yield from self._call()
-                case "behind":
-                    self._pass_end()
-
-    def finish(self) -> Iterator[ToolEvent]:
+    def _step(self) -> Iterator[ToolEvent]:
         match self._state:
-            case "text" if self._held.strip() or not self._after_call:
-                yield from self._content(self._held)
+            case "text":
+                yield from self._text()
             case "call":
-                yield from self._content(self._opening + self._object.text)
-        self._held = ""
+                yield from self._call()
+            case "behind":
+                self._pass_end()
+
+    def _rest(self) -> str:
+        match self._state:
+            case "text":
+                return self._held
+            case "call":
+                return self._opening + self._object.text
+        return ""
 
     def _text(self) -> Iterator[ToolEvent]:
         at = self._held.find(_OPEN)
@@ -70,8 +62,7 @@ class HermesToolParser(ToolParser):
             self._after_call = True
             self._state = "behind"
         else:
-            yield from self._content(self._opening + self._object.text)
-            self._state = "text"
+            yield from self._no_call(self._opening + self._object.text)
 
     def _pass_end(self) -> None:
         text = self._held.lstrip()
@@ -80,8 +71,3 @@ class HermesToolParser(ToolParser):
             self._state = "text"
         elif not _CLOSE.startswith(text):
             self._state = "text"
-
-    def _content(self, text: str) -> Iterator[ToolEvent]:
-        if text:
-            self._after_call = False
-            yield ContentDelta(text)

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
+
+from core.server.parsers.states import Reader
 
 _SPACE = " \t\n\r"
 #: What stands in JSON outside of strings (RFC 8259): numbers, literals, structure, whitespace.
 _OUTSIDE = frozenset(f"{_SPACE}:,+-.0123456789eEtrufalsn")
 
 
-class ObjectReader:
-    """A JSON object that comes in pieces: finds its end, or the place from which on it can be none.
-
-    `text` is what was read, whitespace before the object included: where it is no call after all, it is content.
-    """
+class ObjectReader(Reader):
+    """A JSON object."""
 
     def __init__(self) -> None:
-        self.text = ""
-        self.state: Literal["open", "complete", "broken"] = "open"
+        super().__init__()
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
-    def read(self, text: str) -> str:
-        """Take from `text` what belongs to the object; the rest is returned, once `state` says that there may be one."""
-        for at, char in enumerate(text):
-            if not self._take(char):
-                self.state = "broken"
-                self.text += text[:at]
-                return text[at:]
-            if self._depth == 0 and char == "}":
-                self.state = "complete"
-                self.text += text[: at + 1]
-                return text[at + 1 :]
-        self.text += text
-        return ""
+    def _is_end(self, char: str) -> bool:
+        return self._depth == 0 and char == "}"
 
     def _take(self, char: str) -> bool:
         """Whether `char` may come next; pairs of brackets are left to whoever parses the whole."""

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from core.server.parsers.base import ContentDelta, ParserContext, ToolEvent, ToolParser
+from core.server.parsers.base import ParserContext, ToolEvent
 from core.server.parsers.json_calls import ObjectReader, read_call
+from core.server.parsers.states import StatesToolParser
 
 _TAG = "<|python_tag|>"  # before the first call; seldom seen, since special tokens are left out of the text
 _SEPARATOR = ";"
 
 
-class Llama3JsonToolParser(ToolParser):
+class Llama3JsonToolParser(StatesToolParser):
     """Calls from the beginning on, then text. As nothing marks a call, its name has to be one of the request's tools.
 
     Any other object is the model's answer in JSON, and content.
     """
 
     def __init__(self, context: ParserContext) -> None:
-        super().__init__(context)
+        super().__init__(context, "before")
         self._names = {tool["function"]["name"] for tool in context.tools}
-        self._state: Literal["before", "call", "text"] = "before"
-        self._held = ""  # not yet used, because a call may follow
-        self._opening = ""  # what stands before the object
         self._object = ObjectReader()
 
-    def feed(self, text: str) -> Iterator[ToolEvent]:
-        self._held += text
-        before = None
-        while before != self._state:
-            before = self._state
-            match self._state:
-                case "before":
-                    self._pass_opening(_SEPARATOR if self._calls else _TAG)
-                case "call":
-                    yield from self._call()
-                case "text" if self._held:
-                    yield ContentDelta(self._held)
-                    self._held = ""
+    def _step(self) -> Iterator[ToolEvent]:
+        match self._state:
+            case "before":
+                self._pass_opening(_SEPARATOR if self._calls else _TAG)
+            case "call":
+                yield from self._call()
+            case "text":
+                yield from self._all_held()
 
-    def finish(self) -> Iterator[ToolEvent]:
-        rest = ""
+    def _rest(self) -> str:
         match self._state:
             case "before" if not self._calls:
-                rest = self._held
+                return self._held
             case "call":
-                rest = self._opening + self._object.text
-        if rest:
-            yield ContentDelta(rest)
-        self._held = ""
+                return self._opening + self._object.text
+        return ""
 
     def _pass_opening(self, marker: str) -> None:
         text = self._held.lstrip()
@@ -70,5 +59,4 @@ class Llama3JsonToolParser(ToolParser):
             yield from self.call(*call)
             self._state = "before"
         else:
-            yield ContentDelta(self._opening + self._object.text)
-            self._state = "text"
+            yield from self._no_call(self._opening + self._object.text)

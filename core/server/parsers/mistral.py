@@ -13,13 +13,14 @@ import re
 import secrets
 import string
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from core.server.parsers.base import ArgumentsDelta, ContentDelta, ParserContext, ToolCallStart, ToolEvent, ToolParser
+from core.server.parsers.base import ArgumentsDelta, ParserContext, ToolCallStart, ToolEvent
 from core.server.parsers.json_calls import ObjectReader, read_call
 from core.server.parsers.markers import begun
+from core.server.parsers.states import StatesToolParser
 
 _MARKER = "[TOOL_CALLS]"
 _HEAD = re.compile(r"\s*(?P<name>[\w.-]{1,64})(\[CALL_ID\](?P<id>\w{1,64}))?(\[ARGS\])?\s*", re.ASCII)
@@ -28,45 +29,35 @@ _LONGEST_HEAD = 256
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
 
-class MistralToolParser(ToolParser):
+class MistralToolParser(StatesToolParser):
     """Text, then calls, each told once its object is whole. Ids are of nine letters and digits: its templates insist."""
 
     special_tokens = True
 
     def __init__(self, context: ParserContext) -> None:
-        super().__init__(context)
-        self._state: Literal["text", "head", "object", "between"] = "text"
-        self._held = ""  # not yet used
-        self._opening = ""  # what stands before the object and is content if it is no call
+        super().__init__(context, "text")
         self._name: tuple[str, str | None] | None = None  # with its id, of a call that is no object of an array
         self._object = ObjectReader()
-        self._after_call = False  # and nothing but whitespace since
 
-    def feed(self, text: str) -> Iterator[ToolEvent]:
-        self._held += text
-        before = None
-        while before != (self._state, self._held):
-            before = (self._state, self._held)
-            match self._state:
-                case "text":
-                    yield from self._text()
-                case "head":
-                    yield from self._head()
-                case "object":
-                    yield from self._call()
-                case "between":
-                    self._pass_separator()
-
-    def finish(self) -> Iterator[ToolEvent]:
-        """What was cut off is content; an array that lacks its end is forgiven."""
+    def _step(self) -> Iterator[ToolEvent]:
         match self._state:
-            case "text" | "between":
-                yield from self._content(self._held)
+            case "text":
+                yield from self._text()
             case "head":
-                yield from self._content(self._opening + self._held)
+                yield from self._head()
             case "object":
-                yield from self._content(self._opening + self._object.text)
-        self._held = ""
+                yield from self._call()
+            case "between":
+                self._pass_separator()
+
+    def _rest(self) -> str:
+        """An array that lacks its end is forgiven."""
+        match self._state:
+            case "head":
+                return self._opening + self._held
+            case "object":
+                return self._opening + self._object.text
+        return self._held
 
     def _text(self) -> Iterator[ToolEvent]:
         at = self._held.find(_MARKER)
@@ -127,10 +118,6 @@ class MistralToolParser(ToolParser):
             return None
         return name, arguments, call_id
 
-    def _no_call(self, text: str) -> Iterator[ToolEvent]:
-        yield from self._content(text)
-        self._state = "text"
-
     def _pass_separator(self) -> None:
         """Behind a call of an array: another one, or its end."""
         text = self._held.lstrip()
@@ -138,11 +125,6 @@ class MistralToolParser(ToolParser):
             self._begin_object(len(self._held) - len(text) + 1, None)
         elif text:
             self._held, self._state = text.removeprefix("]"), "text"
-
-    def _content(self, text: str) -> Iterator[ToolEvent]:
-        if text and not (self._after_call and not text.strip()):
-            self._after_call = False
-            yield ContentDelta(text)
 
 
 def _new_id() -> str:

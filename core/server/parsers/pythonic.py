@@ -9,9 +9,10 @@ import ast
 import json
 import warnings
 from collections.abc import Collection, Iterator
-from typing import Any, Literal
+from typing import Any
 
-from core.server.parsers.base import ContentDelta, ParserContext, ToolEvent, ToolParser
+from core.server.parsers.base import ParserContext, ToolEvent
+from core.server.parsers.states import Reader, StatesToolParser
 
 #: Bounds on one call. Python's parser takes what is within them in milliseconds and on little stack.
 _MOST_CHARACTERS = 64 << 10
@@ -21,49 +22,38 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
-class PythonicToolParser(ToolParser):
+class PythonicToolParser(StatesToolParser):
     """Calls from the beginning on, then text. As nothing marks a call, its name has to be one of the request's tools.
 
     Any other list is the model's answer, and content.
     """
 
     def __init__(self, context: ParserContext) -> None:
-        super().__init__(context)
+        super().__init__(context, "before")
         self._names = {tool["function"]["name"] for tool in context.tools}
-        self._state: Literal["before", "call", "between", "behind", "text"] = "before"
-        self._held = ""  # not yet used
-        self._opening = ""  # what stands before the call
         self._call = _CallReader(self._names)
 
-    def feed(self, text: str) -> Iterator[ToolEvent]:
-        self._held += text
-        before = None
-        while before != self._state:
-            before = self._state
-            match self._state:
-                case "before":
-                    self._pass_opening("[")
-                case "call":
-                    yield from self._read()
-                case "between":
-                    self._pass_separator()
-                case "behind" if self._held.strip():
-                    self._state = "text"
-                case "text" if self._held:
-                    yield ContentDelta(self._held)
-                    self._held = ""
-
-    def finish(self) -> Iterator[ToolEvent]:
-        """What was cut off is content; a list that lacks its end is forgiven."""
-        rest = ""
+    def _step(self) -> Iterator[ToolEvent]:
         match self._state:
             case "before":
-                rest = self._held
+                self._pass_opening("[")
+            case "call":
+                yield from self._read()
+            case "between":
+                self._pass_separator()
+            case "behind" if self._held.strip():
+                self._state = "text"
+            case "text":
+                yield from self._all_held()
+
+    def _rest(self) -> str:
+        """A list that lacks its end is forgiven."""
+        match self._state:
+            case "before":
+                return self._held
             case "call" if not (self._calls and not self._call.text.strip()):
-                rest = self._opening + self._call.text
-        if rest:
-            yield ContentDelta(rest)
-        self._held = ""
+                return self._opening + self._call.text
+        return ""
 
     def _pass_opening(self, bracket: str) -> None:
         text = self._held.lstrip()
@@ -93,36 +83,24 @@ class PythonicToolParser(ToolParser):
         elif self._calls and not self._call.text.strip() and self._held.startswith("]"):
             self._held, self._state = self._held.removeprefix("]"), "behind"  # a comma before the end, as Python has it
         else:
-            yield ContentDelta(self._opening + self._call.text)
-            self._state = "text"
+            yield from self._no_call(self._opening + self._call.text)
 
 
-class _CallReader:
-    """A call that comes in pieces: finds its end, or the place from which on it can be none. `text` is what was read."""
+class _CallReader(Reader):
+    """A name and what follows it in brackets."""
+
+    longest = _MOST_CHARACTERS
 
     def __init__(self, names: Collection[str]) -> None:
-        self.text = ""
+        super().__init__()
         self.name = ""
-        self.state: Literal["open", "complete", "broken"] = "open"
         self._names = names
         self._closing: list[str] = []  # of the brackets that are open, the innermost last
         self._quote = ""  # of the string that is open
         self._escaped = False
 
-    def read(self, text: str) -> str:
-        """Take from `text` what belongs to the call; the rest is returned, once `state` says that there may be one."""
-        room = _MOST_CHARACTERS - len(self.text)
-        for at, char in enumerate(text):
-            if at == room or not self._take(char):
-                self.state = "broken"
-                self.text += text[:at]
-                return text[at:]
-            if char == ")" and not self._closing:
-                self.state = "complete"
-                self.text += text[: at + 1]
-                return text[at + 1 :]
-        self.text += text
-        return ""
+    def _is_end(self, char: str) -> bool:
+        return char == ")" and not self._closing
 
     def _take(self, char: str) -> bool:
         """Whether `char` may come next, as far as strings and brackets tell."""
