@@ -30,9 +30,9 @@ from core.engine.messages import (
     Stats,
     Submit,
     encode,
-    joined,
     request_error,
 )
+from core.engine.output import joined
 from core.engine.sockets import SocketTransport
 from core.engine.transport import Connection, Transport
 from core.errors import EngineDead, InvalidRequest, QueueFull

@@ -68,25 +68,6 @@ class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=True):
     deltas: list[RequestDelta]
 
 
-def joined(deltas: list[RequestDelta]) -> RequestDelta:
-    """Successive deltas of one request as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    last = deltas[-1]
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
-    return RequestDelta(
-        request_id=last.request_id,
-        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        logprobs=logprobs if any(delta.logprobs is not None for delta in deltas) else None,
-        num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
-        error=last.error,
-        queue_seconds=max(delta.queue_seconds for delta in deltas),
-        prompt_logprobs=deltas[0].prompt_logprobs,
-    )
-
-
 class Rejected(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A RequestError, field by field."""
 

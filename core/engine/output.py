@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -27,6 +27,30 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     queue_seconds: float = 0.0
     pooled: bytes | None = None  # of a request that pools, in place of text and tokens
     prompt_logprobs: list[TokenLogprobs] | None = None  # with the first token: see `core.types.RequestDelta`
+
+
+_Delta = TypeVar("_Delta", RequestDelta, ChoiceDelta)
+
+
+def joined(deltas: Sequence[_Delta]) -> _Delta:
+    """Successive deltas of one request as one; of a choice's, the last one's text (`joined_choice` has it all)."""
+    first, last = deltas[0], deltas[-1]
+    if len(deltas) == 1:
+        return last
+    has_logprobs = any(delta.logprobs is not None for delta in deltas)
+    return msgspec.structs.replace(
+        last,
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] if has_logprobs else None,
+        num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
+        queue_seconds=max(delta.queue_seconds for delta in deltas),
+        prompt_logprobs=first.prompt_logprobs,
+    )
+
+
+def joined_choice(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+    """Successive deltas of one choice as one, text and all."""
+    return msgspec.structs.replace(joined(deltas), text="".join(delta.text for delta in deltas))
 
 
 class TokenSource(Protocol):

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from core.engine.output import ChoiceDelta
+from core.engine.output import ChoiceDelta, joined_choice
 from core.errors import InvalidRequest
 from core.server.errors import REQUEST_ID
-from core.server.generation import GENERATION, Batch, Generation, joined
+from core.server.generation import GENERATION, Batch, Generation
 from core.server.protocol import GenerationRequest, StreamOptions
 from core.server.reply import reply
 from core.server.responses import ChatResponse, Response, prompt_logprobs
@@ -69,7 +69,7 @@ async def collected(generation: Generation) -> list[ChoiceDelta]:
         async for batch in batches:
             for index, delta in batch.items():
                 parts[index].append(delta)
-    choices = [joined(deltas) for deltas in parts]
+    choices = [joined_choice(deltas) for deltas in parts]
     for index, request in enumerate(generation.requests):
         if request.choice_index and (found := choices[index - request.choice_index].prompt_logprobs) is not None:
             choices[index] = msgspec.structs.replace(choices[index], prompt_logprobs=found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from core.engine import output
-from core.engine.output import ChoiceDelta
+from core.engine.output import ChoiceDelta, joined_choice
 from core.errors import DeadlineExceeded, InvalidRequest, RequestError
 from core.metrics import FinishedChoice
 from core.server.errors import EngineFailure
@@ -21,26 +21,6 @@ from core.types import EngineRequest
 
 #: What was ready at once, by choice.
 Batch = dict[int, ChoiceDelta]
-
-
-def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
-    """Successive deltas of one choice as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    last = deltas[-1]
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
-    return ChoiceDelta(
-        index=last.index,
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-        logprobs=logprobs if any(delta.logprobs is not None for delta in deltas) else None,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
-        error=last.error,
-        queue_seconds=max(delta.queue_seconds for delta in deltas),
-        prompt_logprobs=deltas[0].prompt_logprobs,
-    )
 
 
 async def _merged(sources: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> AsyncGenerator[Batch, None]:
@@ -73,7 +53,7 @@ async def _merged(sources: Sequence[AsyncGenerator[ChoiceDelta, None]]) -> Async
             wake.clear()
             if ready:
                 batch, ready = ready, {}
-                yield {position: joined(deltas) for position, deltas in batch.items()}
+                yield {position: joined_choice(deltas) for position, deltas in batch.items()}
             for task in running:
                 if task.done():
                     task.result()

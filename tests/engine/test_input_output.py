@@ -11,7 +11,7 @@ import tiny_models
 
 from core.config import CacheConfig, Config, ModelConfig, Options, SchedulerConfig
 from core.engine.input import InputProcessor
-from core.engine.output import Choice, ChoiceDelta, generate
+from core.engine.output import Choice, ChoiceDelta, generate, joined, joined_choice
 from core.errors import EngineDead, InvalidRequest
 from core.tokenization import Tokenizer
 from core.types import DType, EngineRequest, RequestDelta, SamplingParams, TokenLogprobs
@@ -153,3 +153,16 @@ class TestOutput:
         source = FakeSource({"r": tokenizer.encode("a long answer")}, fail=True)
         with pytest.raises(EngineDead):
             asyncio.run(collect(source, tokenizer, self.request()))
+
+
+def test_joined_deltas_lose_nothing() -> None:
+    known, new = TokenLogprobs(-0.1, 1), TokenLogprobs(-0.2, 1)
+    parts = [
+        ChoiceDelta(0, "a", [97], [known], num_cached_tokens=3, queue_seconds=0.5, prompt_logprobs=[new]),
+        ChoiceDelta(0, "b", [98], [new]),
+        ChoiceDelta(0, "", [], None, "abort", pooled=b"vector"),
+    ]
+    whole = ChoiceDelta(0, "ab", [97, 98], [known, new], "abort", None, 3, None, 0.5, b"vector", [new])
+    assert joined_choice(parts) == whole
+    told = [RequestDelta("r", [97], queue_seconds=0.5), RequestDelta("r", [], "stop", pooled=b"vector")]
+    assert joined(told) == RequestDelta("r", [97], "stop", queue_seconds=0.5, pooled=b"vector")

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from core.engine.output import ChoiceDelta
-from core.server.generation import _merged, joined
+from core.server.generation import _merged
 from core.types import TokenLogprobs
 
 
@@ -62,9 +62,3 @@ async def test_closing_closes_the_sources() -> None:
     await anext(merged)
     await merged.aclose()
     assert all(source.closed for source in sources)
-
-
-def test_joined_keeps_logprobs_when_the_last_delta_has_no_token() -> None:
-    whole = joined([delta("a", logprob=-0.1), delta("b", logprob=-0.2), delta("", reason="abort")])
-    assert (whole.text, whole.token_ids, whole.finish_reason) == ("ab", [97, 98], "abort")
-    assert [entry.logprob for entry in whole.logprobs or ()] == [-0.1, -0.2]
