@@ -71,7 +71,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
 @pytest.fixture
 def test_platforms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Installs the platforms `static` and `fakegraph`, by their entry points, for this process and its children."""
+    """Installs the platforms of tests/platforms, by their entry points, for this process and its children."""
     monkeypatch.syspath_prepend(str(PLATFORMS))
     threads = torch.get_num_threads()
     yield

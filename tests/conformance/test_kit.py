@@ -48,11 +48,12 @@ def read(path: Path) -> Report:
         ("cpu", ONE_THREAD),
         ("static", ()),
         ("fakegraph", ()),
+        ("fakegpu", ()),
         ("mutant", ()),
         ("mutant", ("--platform-opt", "mutant.buckets=true")),
         ("mutant", ("--platform-opt", "mutant.opaque=true")),
     ],
-    ids=["cpu", "static", "fakegraph", "clean", "clean with buckets", "clean with opaque handles"],
+    ids=["cpu", "static", "fakegraph", "fakegpu", "clean", "clean with buckets", "clean with opaque handles"],
 )
 def test_a_platform_that_keeps_the_contract_passes(platform: str, options: tuple[str, ...], tmp_path: Path) -> None:
     status, output = run(tmp_path, *PYTEST, "--platform", platform, *options, "--report", "out.json")
