@@ -11,8 +11,10 @@ export VIRTUAL_ENV=/opt/core
 
 "$uv" venv --python "python${PYTHON_VERSION}" "$VIRTUAL_ENV"
 if [ -n "${TORCH_INDEX:-}" ]; then
-    # Torch alone, so that no other package comes from an index that it was not meant to.
-    "$uv" pip install --no-deps --default-index "$TORCH_INDEX" ${CONSTRAINTS:+--constraints "$CONSTRAINTS"} torch
+    # Torch alone, so that no other package comes from an index that it was not meant to; of the extra's versions, or the next step
+    # would replace it with the default index's.
+    "$uv" pip install --no-deps --default-index "$TORCH_INDEX" --constraints "requirements/$extra.txt" \
+        ${CONSTRAINTS:+--constraints "$CONSTRAINTS"} torch
 fi
 wheel=$(echo /dist/core-*.whl)
 "$uv" pip install ${CONSTRAINTS:+--constraints "$CONSTRAINTS"} "core[$extra,s3] @ file://$wheel"
