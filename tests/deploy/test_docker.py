@@ -101,6 +101,13 @@ def test_each_target_of_bake_is_a_stage_of_its_dockerfile() -> None:
     assert targets.keys() <= grouped
 
 
+def test_an_image_s_tests_are_those_of_test_fast() -> None:
+    selection = re.compile(r'python -m pytest -m ("not slow[^"]*")')
+    (fast,) = selection.findall((ROOT / "Makefile").read_text())
+    for name in ("Dockerfile", "Dockerfile.cpu"):
+        assert selection.findall((ROOT / "docker" / name).read_text()) == [fast]
+
+
 def test_uv_is_the_same_everywhere() -> None:
     found = {version for path in DOCKERFILES for version in re.findall(r"UV_VERSION=(\S+)", path.read_text())}
     assert len(found) == 1
