@@ -2,7 +2,7 @@
 #
 #   make serve                        the demo model on http://127.0.0.1:8000
 #   make serve ARGS="MODEL --port 9"  any other model
-#   make test                         all tests
+#   make test                         the tests
 
 PYTHON ?= python3
 ARGS ?=
@@ -22,15 +22,15 @@ NATIVE := setup.py $(shell find csrc -path csrc/cpu/tests -prune -o -type f -pri
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast test-plugins test-deploy test-images test-cross test-sanitize test-xla test-gpu-kernels compile-gpu compile-gpu-all simulate-faults lint api-lock docs site support-matrix build bench clean
+.PHONY: help serve test test-fast test-plugins test-deploy test-images test-cross test-sanitize test-xla test-gpu-kernels compile-gpu compile-gpu-all fuzz-api simulate-faults lint api-lock docs site support-matrix build bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
 
 serve: $(VENV)/.core $(VENV)/.demo  ## serve the demo model on 127.0.0.1:8000 (ARGS: what `core serve` takes)
 	@$(BIN)/core serve $(ARGS)
 
-test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run all tests (ARGS: what pytest takes)
+test: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run the tests, but for the suites below that want more of the machine (ARGS: what pytest takes)
 	@$(BIN)/python -m pytest -m "not plugins and not deploy and not gpu_kernels and not xla" $(ARGS)
 
 test-plugins: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev $(VENV)/.plugins  ## test the packages in plugins/, each in a clean environment (redis-server is needed)
@@ -98,7 +98,7 @@ bench: $(VENV)/.core $(VENV)/.demo $(VENV)/.dev  ## run every benchmark
 
 clean:  ## remove what was built, but not the virtual environment
 	rm -rf build dist *.egg-info platforms/_shared/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.core $(VENV)/.native-warnings
+	rm -f $(VENV)/.core $(VENV)/.native-warnings $(XLA_VENV)/.ready
 
 # --- set-up: each file marks a step that is done -------------------------------------------------------------
 
@@ -146,7 +146,7 @@ $(VENV)/.deploy: $(VENV)/.python requirements/deploy.txt
 	@touch $@
 
 # torch_xla goes with one version of torch, which need not be the one of $(VENV).
-$(XLA_VENV)/.ready: $(VENV)/.python pyproject.toml requirements/tpu.txt requirements/xla-tests.txt requirements/common.txt $(NATIVE)
+$(XLA_VENV)/.ready: $(VENV)/.python pyproject.toml requirements/tpu.txt requirements/xla-tests.txt requirements/common.txt requirements/demo.txt $(NATIVE)
 	@free=$$(df --output=avail -B1G . | tail -1); if [ "$$free" -lt 10 ]; then \
 		echo "test-xla needs 10 GB for torch_xla and what it brings, and $$free GB are free" >&2; exit 1; fi
 	@test -x $(XLA_VENV)/bin/python || $(PYTHON) -m venv $(XLA_VENV)
