@@ -169,7 +169,6 @@ def test_servers_drained_and_started_again_in_turn_under_load_fail_no_request(si
 def test_a_server_killed_under_load_fails_only_what_it_had_begun(site: Site) -> None:
     with steady_load(site.url) as load:
         warm(load, site)
-        killed = time.monotonic()
         for process in reversed(site.running[1].tree()):
             process.kill()
         site.running[1].process.wait()
@@ -183,5 +182,4 @@ def test_a_server_killed_under_load_fails_only_what_it_had_begun(site: Site) -> 
     assert len(later) > 20 and not any(each.error for each in later)
     assert {each.server for each in later} == {site.address(0)}
     assert len(failed) <= 8, "each client had one request in flight"
-    assert killed < gone
     site.start(1)  # as it was

@@ -54,18 +54,21 @@ def filled(attention: AttentionBackend, query: AttentionQuery, step: Step) -> li
     return cache
 
 
+def forward(attention: AttentionBackend, query: AttentionQuery, step: Step) -> Tensor:
+    given = step.query.flatten(1).to(torch_dtype(query.dtype))
+    out = torch.full_like(given, float("nan"))
+    attention.forward(
+        given, filled(attention, query, step), step.block_table, step.query_start, step.seq_lens, out,
+        head_dim=query.head_dim, num_kv_heads=query.num_kv_heads, scale=query.head_dim**-0.5, window=query.window,
+    )  # fmt: skip
+    return out
+
+
 def attended(attention: AttentionBackend, query: AttentionQuery, sequences: list[Span]) -> tuple[Tensor, Tensor, float]:
     """What the backend gives, what is right, and the largest error relative to the magnitudes of the sums."""
     step = steps.make(Numbers(f"{query}"), query, sequences)
-    cache = filled(attention, query, step)
-    given = step.query.flatten(1).to(torch_dtype(query.dtype))
-    out = torch.full_like(given, float("nan"))
-    scale = query.head_dim**-0.5
-    attention.forward(
-        given, cache, step.block_table, step.query_start, step.seq_lens, out,
-        head_dim=query.head_dim, num_kv_heads=query.num_kv_heads, scale=scale, window=query.window,
-    )  # fmt: skip
-    wanted, magnitude = steps.expected(step, query, scale)
+    out = forward(attention, query, step)
+    wanted, magnitude = steps.expected(step, query, query.head_dim**-0.5)
     error = ((out.float() - wanted).abs() / magnitude.clamp_min(1e-30)).max()
     assert not out.isnan().any()
     return out, wanted, float(error)
@@ -97,11 +100,18 @@ def test_a_prefill_tile_holds_as_many_tokens_as_its_heads_leave_room_for(heads: 
     assert error <= bound("attention", DType.FLOAT32, 200)
 
 
-def test_one_row_is_the_same_bits_beside_others() -> None:
-    """Of a prefill: nothing but the row's own sequence enters its sums."""
-    alone, _, _ = attended(backend(), QUERY, [Span(50, 50)])
-    again, _, _ = attended(backend(), QUERY, [Span(50, 50)])
-    assert torch.equal(alone, again)
+def test_a_prompt_s_rows_are_the_same_bits_beside_others() -> None:
+    """Nothing but the row's own sequence enters its sums."""
+    beside = steps.make(Numbers("beside"), QUERY, [Span(50, 50), Span(70, 9), Span(33, 33)])
+    first = {name: getattr(beside, name)[:50] for name in ("query", "key", "value", "slots")}
+    empty = {"past_key": beside.past_key[:0], "past_value": beside.past_value[:0], "past_slots": beside.past_slots[:0]}
+    rows = {
+        "block_table": beside.block_table[:1],
+        "query_start": beside.query_start[:2],
+        "seq_lens": beside.seq_lens[:1],
+    }
+    alone = replace(beside, **first, **empty, **rows, tokens=50)
+    assert torch.equal(forward(backend(), QUERY, alone), forward(backend(), QUERY, beside)[:50])
 
 
 def test_more_heads_than_a_tile_has_are_refused() -> None:
