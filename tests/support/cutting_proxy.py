@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from in_thread import in_thread
+
 _CHUNK = 16 << 10
 
 
@@ -73,10 +75,5 @@ def _end(connection: socket.socket) -> None:
 def cutting_proxy(port: int) -> Iterator[CuttingProxy]:
     """A proxy to 127.0.0.1:port that runs until the end of the block."""
     proxy = CuttingProxy(port)
-    thread = threading.Thread(target=proxy.run)
-    thread.start()
-    try:
+    with in_thread(proxy.run, proxy.close):
         yield proxy
-    finally:
-        proxy.close()
-        thread.join()

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socket import create_connection, create_server
+from socket import create_connection
 from typing import Any
+
+from free_ports import free_ports
 
 #: What a client's process needs to reach it, beside AWS_ENDPOINT_URL; nothing of the machine's own shall be read.
 ENVIRONMENT = {
@@ -24,8 +26,7 @@ ENVIRONMENT = {
 @contextmanager
 def s3_server() -> Iterator[int]:
     """The port of a server that runs until the end of the block."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = str(Path(sys.executable).with_name("moto_server"))
     process = subprocess.Popen([command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import aiohttp
+from in_thread import in_thread
 
 
 @dataclass
@@ -86,10 +87,5 @@ class SteadyLoad:
 def steady_load(url: str, *, clients: int = 8, max_tokens: int = 20) -> Iterator[SteadyLoad]:
     """Load until the end of the block; then every request has been answered."""
     load = SteadyLoad(url, clients=clients, max_tokens=max_tokens)
-    thread = threading.Thread(target=load.run)
-    thread.start()
-    try:
+    with in_thread(load.run, load.stop):
         yield load
-    finally:
-        load.stop()
-        thread.join()

@@ -60,11 +60,15 @@ def build(family: str, seed: int = 0) -> transformers.PreTrainedModel:
     """A random model of the family, in float32. Biases and norms are random too: zeros and ones would hide errors."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config(family)).eval()
+    return _with_random_norms(model)
+
+
+def _with_random_norms(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
-            elif "norm" in name:
+            elif "norm" in name.lower():
                 parameter.uniform_(0.5, 1.5)
     return model
 
@@ -121,13 +125,7 @@ def build_encoder(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     torch.manual_seed(seed)
     settings = getattr(transformers, config_class)(**{**_ENCODER, **differences})
     model: transformers.PreTrainedModel = getattr(transformers, model_class)(settings).eval()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("bias"):
-                parameter.normal_(0.0, 0.1)
-            elif "LayerNorm" in parameter_name:
-                parameter.uniform_(0.5, 1.5)
-    return model
+    return _with_random_norms(model)
 
 
 def save_encoder(name: str, directory: Path, *, pooling: str | None = None, normalize: bool = True) -> Path:
