@@ -21,6 +21,7 @@ class CuttingProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts_left = 0  # answers that are still to be cut, each after `cut_after` bytes
         self.cut_after = 0
+        self.cut_bodies = False  # an answer ends with its headers
         self.spoil: tuple[bytes, bytes] | None = None  # these bytes become those
         self.passed = 0  # bytes of answers
         self._lock = threading.Lock()
@@ -53,6 +54,9 @@ class CuttingProxy:
             while data := server.recv(_CHUNK):
                 if self.spoil:
                     data = data.replace(*self.spoil)
+                if self.cut_bodies:
+                    client.sendall(b"".join(data.partition(b"\r\n\r\n")[:2]))
+                    break
                 client.sendall(data)
                 passed += len(data)
                 with self._lock:
