@@ -55,16 +55,16 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 #: How a platform may stand, and what that means.
 VERIFIED = {
     "on hardware": "the conformance kit ran on the hardware itself",
-    "in emulation": "the kit ran under an emulator: results are tested, speed is not",
     "simulated": "there is no such hardware here, a clock stands in for it: the engine around it is tested, its arithmetic is not",
     "for tests": "no hardware of its own: a rule of the contract, held over the host",
     "kernels in emulation": "the kernels' own tests ran under an emulator; the platform around them has not run on such hardware",
     "compiled and interpreted": "its kernels were built for every target and their numbers checked in an interpreter; not yet run on hardware",
-    "compiled only": "the sources build; nothing of it has run",
+    "interpreted": "its kernels' numbers were checked in an interpreter; nothing was compiled for such hardware, nothing has run on it",
+    "on a stand-in": "all of it ran on its compiler's CPU device; not yet run on hardware",
     "not run": "nothing of it has been tried",
 }
 #: What a platform may be said to be without a report.
-WITHOUT_REPORT = ("kernels in emulation", "compiled and interpreted", "compiled only")
+WITHOUT_REPORT = ("kernels in emulation", "compiled and interpreted", "interpreted", "on a stand-in")
 
 
 # --- the page ------------------------------------------------------------------------------------------------
@@ -87,8 +87,8 @@ def page() -> str:
     lines = [
         "<!-- Written by docs/support.py from docs/reports and docs/support.toml: `make support-matrix`, `make docs`. -->\n",
         "# What is supported, and how that is known\n",
-        "Each column is a platform, and comes from a report of `core conformance NAME --report FILE`: what the kit saw, not what anyone "
-        "hopes. [conformance.md](conformance.md) says what the checks are.\n",
+        "Each column is a platform. What is filled in comes from a report of `core conformance NAME --report FILE`: what the kit saw, not "
+        "what anyone hopes. [conformance.md](conformance.md) says what the checks are.\n",
         "\n".join(f"- **{how}**: {meaning}." for how, meaning in VERIFIED.items()) + "\n",
         _table(columns, found),
     ]
