@@ -10,9 +10,9 @@ import pytest
 from fake_nvml import GIB, Gpu, Nvml, NVMLError, NVMLError_LibraryNotFound
 
 from core.errors import ConfigError
-from core.platform import DeviceInfo, ProbeEnv
+from core.platform import DeviceInfo, PlatformContext, ProbeEnv, ProbeResult
 from platforms._shared.gpu import install
-from platforms._shared.gpu.options import DeviceOptions, chosen_device
+from platforms._shared.gpu.plugin import DeviceOptions, chosen_gpu
 from platforms.cuda import devices as cuda
 from platforms.cuda import plugin as cuda_plugin
 from platforms.rocm import devices as rocm
@@ -159,9 +159,10 @@ def test_without_a_gpu_and_with_the_cpus_torch_a_platform_is_absent(plugin: obje
 
 def test_an_unknown_device_is_refused() -> None:
     devices = [DeviceInfo(index=0, name="a"), DeviceInfo(index=1, name="b")]
-    assert chosen_device("cuda", DeviceOptions(device=1), devices).name == "b"
+    found = ProbeResult(state="AVAILABLE", reason="", devices=devices)
+    assert chosen_gpu("cuda", DeviceOptions, PlatformContext(options={"device": "1"}), found)[1].name == "b"
     with pytest.raises(ConfigError, match=r"cuda\.device.*2 is not one of the devices found: 0, 1"):
-        chosen_device("cuda", DeviceOptions(device=2), devices)
+        chosen_gpu("cuda", DeviceOptions, PlatformContext(options={"device": "2"}), found)
 
 
 def test_probing_imports_no_torch_no_triton_and_no_nvml() -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from core.config import GIB, Config
-from core.errors import ConfigError, Unsupported
+from core.config import Config
 from core.platform import (
     AttentionBackend,
     Bindings,
@@ -25,6 +24,8 @@ from core.types import DType
 from platforms._shared.gpu.device import Device
 from platforms._shared.gpu.memory import GpuMemory
 from platforms._shared.gpu.program import GpuExecutable, fused
+from platforms._shared.kernels import GivenKernels
+from platforms._shared.planning import Served, with_dtypes, with_kv_memory
 from platforms._shared.triton.tiles import tiles_for
 
 #: The part of a device's memory that the engine may take: the rest is the driver's and other processes'.
@@ -48,10 +49,10 @@ class GpuPlatform(Platform):
     def make_kernels(self) -> tuple[KernelTable, AttentionBackend]:
         """The kernels of the ops, and attention's, for this device; triton is imported here."""
         from platforms._shared.triton.attention import TritonAttention
-        from platforms._shared.triton.ops import TritonKernels
+        from platforms._shared.triton.ops import dense_kernels
 
         tiles = tiles_for(self._device.target)
-        return TritonKernels(tiles), TritonAttention(tiles, self._device.name)
+        return GivenKernels(dense_kernels(tiles)), TritonAttention(tiles, self._device.name)
 
     def devices(self) -> Sequence[DeviceInfo]:
         """The one device."""
@@ -85,43 +86,15 @@ class GpuPlatform(Platform):
             bindings = fused(bindings, write_rotated_kv)
         return GpuExecutable(bindings, self._device)
 
-    # --- planning ---
-
     def plan(self, config: Config) -> Plan:
         """Settle the element types, and what the KV cache may take at most. Raises Unsupported, ConfigError."""
-        dtype, overrides = self._dtype(config)
-        kv_dtype = dtype if config.options.kv_cache_dtype == "auto" else config.cache.dtype
-        if kv_dtype not in self.capabilities().kv_dtypes:
-            raise Unsupported(f"--kv-cache-dtype {kv_dtype}", self._has())
+        overrides: list[Override] = []
+        config = with_dtypes(config, self._served(), overrides)
         total = self._info.memory_bytes
-        memory_bytes = config.cache.memory_bytes
-        if memory_bytes is None:
-            memory_bytes = int(_SHARE * total)
-            reason = f"{_SHARE:.0%} of the device's memory at most, and what is free once the weights are loaded"
-            overrides.append(Override(option="kv_cache_memory", value=f"{memory_bytes / GIB:.2f}GiB", reason=reason))
-        elif memory_bytes > total:
-            raise ConfigError(
-                "--kv-cache-memory", f"{memory_bytes} bytes are more than the {total} of {self._info.name}"
-            )
-        planned = replace(
-            config,
-            model=replace(config.model, dtype=dtype),
-            cache=replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
-        )
-        return Plan(config=planned, overrides=tuple(overrides))
+        reason = f"{_SHARE:.0%} of the device's memory at most, and what is free once the weights are loaded"
+        config = with_kv_memory(config, total, int(_SHARE * total), reason, overrides)
+        return Plan(config=config, overrides=tuple(overrides))
 
-    def _dtype(self, config: Config) -> tuple[DType, list[Override]]:
-        """The user's, or for `auto` the one that the weights have, or the first that the device has."""
-        stored = config.model.dtype
-        if stored in self._dtypes:
-            return stored, []
-        if config.options.dtype != "auto":
-            raise Unsupported(f"--dtype {stored}", self._has())
-        reason = f"the weights are {stored}, which {self._info.name} does not have"
-        return self._dtypes[0], [Override(option="dtype", value=self._dtypes[0], reason=reason)]
-
-    def _has(self) -> str:
-        declared = self.capabilities()
-        return (
-            f"{self._info.name} has {', '.join(declared.dtypes)} for models and {', '.join(declared.kv_dtypes)} for KV"
-        )
+    def _served(self) -> Served:
+        kv_dtypes = self.capabilities().kv_dtypes
+        return Served(self._dtypes, kv_dtypes, self._dtypes[0], f"the kernels for {self._info.name}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import torch
+from msgspec.structs import replace
 
 from core.config import GIB, Config
 from core.defaults import ReferenceKernels
-from core.errors import ConfigError, Unsupported
+from core.errors import ConfigError
 from core.logits import LogitsKernels
 from core.platform import (
     AttentionBackend,
@@ -32,11 +32,13 @@ from platforms._shared.native.logits import NativeLogits
 from platforms._shared.native.memory import CpuMemory
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
+from platforms._shared.planning import Served, with_dtypes, with_kv_memory
 
 _DEQUANTIZED = (
     "long prompts and batches are quicker on floats; --quantization gguf keeps the file's blocks, in less memory"
 )
-_NO_FLOAT16 = "the CPU kernels have float32 and bfloat16; choose one of them, or leave it to auto"
+#: bfloat16 for weights of other types: the kernels are quick at both on every CPU.
+_SERVED = Served(DTYPES, KV_DTYPES, DType.BFLOAT16, "the CPU kernels")
 
 
 class HostPlatform(Platform):
@@ -103,50 +105,16 @@ class HostPlatform(Platform):
 
     def plan(self, config: Config) -> Plan:
         """Settle the element types and the size of the KV cache. Raises Unsupported, ConfigError."""
-        dtype, overrides = self._dtype(config)
+        overrides: list[Override] = []
+        config = with_dtypes(config, _SERVED, overrides)
         quantization = config.model.quantization
         if quantization == "stored" and config.options.quantization == "auto":
-            quantization = "none"
-            overrides.append(Override(option="quantization", value=quantization, reason=_DEQUANTIZED))
-        kv_dtype = self._kv_dtype(config, dtype)
-        memory_bytes = config.cache.memory_bytes
-        if memory_bytes is None:
-            memory_bytes = min(self._device.memory_bytes // 4, 4 * GIB)
-            overrides.append(
-                Override(
-                    option="kv_cache_memory",
-                    value=f"{memory_bytes / GIB:.2f}GiB",
-                    reason="a quarter of the memory this process may use, at most 4 GiB",
-                )
-            )
-        elif memory_bytes > self._device.memory_bytes:
-            raise ConfigError(
-                "--kv-cache-memory",
-                f"{memory_bytes} bytes are more than the {self._device.memory_bytes} this process may use",
-            )
-        planned = msgspec.structs.replace(
-            config,
-            model=msgspec.structs.replace(config.model, dtype=dtype, quantization=quantization),
-            cache=msgspec.structs.replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
-        )
-        return Plan(config=planned, overrides=tuple(overrides))
-
-    def _dtype(self, config: Config) -> tuple[DType, list[Override]]:
-        """The user's, or for `auto` the one that the weights have; the kernels are quick at both on every CPU."""
-        stored = config.model.dtype
-        if stored in DTYPES:
-            return stored, []
-        if config.options.dtype != "auto":
-            raise Unsupported(f"--dtype {stored}", _NO_FLOAT16)
-        reason = f"the weights are {stored}, which the CPU kernels do not have"
-        return DType.BFLOAT16, [Override(option="dtype", value=DType.BFLOAT16, reason=reason)]
-
-    def _kv_dtype(self, config: Config, dtype: DType) -> DType:
-        if config.options.kv_cache_dtype == "auto":
-            return dtype
-        if config.cache.dtype not in KV_DTYPES:
-            raise Unsupported(f"--kv-cache-dtype {config.cache.dtype}", _NO_FLOAT16)
-        return config.cache.dtype
+            overrides.append(Override(option="quantization", value="none", reason=_DEQUANTIZED))
+            config = replace(config, model=replace(config.model, quantization="none"))
+        total = self._device.memory_bytes
+        reason = "a quarter of the memory this process may use, at most 4 GiB"
+        config = with_kv_memory(config, total, min(total // 4, 4 * GIB), reason, overrides)
+        return Plan(config=config, overrides=tuple(overrides))
 
 
 def _memory_info() -> MemoryInfo:

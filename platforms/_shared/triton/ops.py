@@ -13,33 +13,15 @@ import triton
 from torch import Tensor
 
 from core import ops
-from core.errors import Unsupported
-from core.platform import Kernel, KernelTable, Support
+from core.platform import Kernel
 from platforms._shared.triton.kernels import activation, norm, rope, rows
 from platforms._shared.triton.tiles import Tiles
 
 _WARP_COLUMNS = 256  # columns of a norm that a warp takes
 
 
-class TritonKernels(KernelTable):
-    """The dense ops of decoders, in a target's tiles."""
-
-    def __init__(self, tiles: Tiles) -> None:
-        self._kernels = dense_kernels(tiles)
-
-    def supports(self, op: str) -> Support:
-        """Whether `op` has a kernel."""
-        return Support(True) if op in self._kernels else Support(False, f"there is no GPU kernel for {op!r}")
-
-    def get(self, op: str) -> Kernel:
-        """The kernel. Raises Unsupported."""
-        if op not in self._kernels:
-            raise Unsupported(f"op {op}", self.supports(op).reason)
-        return self._kernels[op]
-
-
 def dense_kernels(tiles: Tiles) -> Mapping[str, Kernel]:
-    """The kernels by op."""
+    """The kernels by op, in a target's tiles: the dense ops of decoders."""
     return {
         "linear": ops.REFERENCE["linear"],
         "embedding": partial(gather, tiles),

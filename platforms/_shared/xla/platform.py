@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import torch_xla
+from msgspec.structs import replace
 from torch_xla import runtime
+from torch_xla.backends import set_mat_mul_precision
 from torch_xla.core import xla_model
 
 from core.config import GIB, Config
-from core.defaults import ReferenceKernels
 from core.errors import ConfigError, Unsupported
 from core.platform import (
     AttentionBackend,
@@ -30,6 +30,8 @@ from core.platform import (
 from core.program import Storage
 from core.types import DType
 from platforms._shared import host
+from platforms._shared.kernels import GivenKernels
+from platforms._shared.planning import Served, with_dtypes, with_kv_memory
 from platforms._shared.xla.attention import GatheredAttention
 from platforms._shared.xla.memory import XlaMemory
 from platforms._shared.xla.ops import KERNELS
@@ -50,10 +52,11 @@ class XlaPlatform(Platform):
         self._hosted = runtime.device_type() == "CPU"
         self._device = torch_xla.device()
         self._memory = XlaMemory(self._device, self._memory_info)
-        self._kernels = ReferenceKernels(KERNELS)
+        self._kernels = GivenKernels(KERNELS)
         self._attention = GatheredAttention(torch_xla.sync)
+        set_mat_mul_precision("highest")  # a TPU would otherwise multiply float32 in bfloat16
         if cache is not None:
-            _keep_compiled(cache)
+            self._keep_compiled(cache)
 
     def devices(self) -> Sequence[DeviceInfo]:
         """The one device."""
@@ -89,37 +92,12 @@ class XlaPlatform(Platform):
         overrides: list[Override] = []
         if not config.platform.compile:
             raise Unsupported("--no-compile", f"platform {self._name} runs compiled programs only; leave it out")
-        dtype = self._dtype(config, overrides)
-        kv_dtype = config.cache.dtype if config.options.kv_cache_dtype != "auto" else dtype
-        if kv_dtype not in DTYPES:
-            raise Unsupported(f"--kv-cache-dtype {kv_dtype}", f"the types are {', '.join(DTYPES)}")
-        memory_bytes = config.cache.memory_bytes
-        if memory_bytes is None:
-            memory_bytes = min(self._memory_info().free // 2, 4 * GIB)
-            overrides.append(
-                Override(
-                    option="kv_cache_memory",
-                    value=f"{memory_bytes / GIB:.2f}GiB",
-                    reason="half of the device's free memory, at most 4 GiB",
-                )
-            )
-        planned = msgspec.structs.replace(
-            config,
-            model=msgspec.structs.replace(config.model, dtype=dtype),
-            cache=msgspec.structs.replace(config.cache, dtype=kv_dtype, memory_bytes=memory_bytes),
-            scheduler=msgspec.structs.replace(config.scheduler, **self._limits(config, overrides)),
-        )
-        return Plan(config=planned, overrides=tuple(overrides))
-
-    def _dtype(self, config: Config, overrides: list[Override]) -> DType:
-        stored = config.model.dtype
-        if stored in DTYPES:
-            return stored
-        if config.options.dtype != "auto":
-            raise Unsupported(f"--dtype {stored}", f"the types of platform {self._name} are {', '.join(DTYPES)}")
-        reason = f"the weights are {stored}, which this device is not driven in"
-        overrides.append(Override(option="dtype", value=DType.BFLOAT16, reason=reason))
-        return DType.BFLOAT16
+        config = with_dtypes(config, Served(DTYPES, DTYPES, DTYPES[0], f"the programs of {self._name}"), overrides)
+        memory = self._memory_info()
+        reason = "half of the device's free memory, at most 4 GiB"
+        config = with_kv_memory(config, memory.total, min(memory.free // 2, 4 * GIB), reason, overrides)
+        scheduler = replace(config.scheduler, **self._limits(config, overrides))
+        return Plan(config=replace(config, scheduler=scheduler), overrides=tuple(overrides))
 
     def _limits(self, config: Config, overrides: list[Override]) -> dict[str, int]:
         """What of the scheduler's limits is beyond the largest bucket, lowered to it; an explicit one is refused."""
@@ -150,15 +128,13 @@ class XlaPlatform(Platform):
         told = xla_model.get_memory_info(self._device)
         return MemoryInfo(told["bytes_limit"], told["bytes_limit"] - told["bytes_used"])
 
-
-def _keep_compiled(directory: Path) -> None:
-    """Keep compiled programs in `directory`, where this device's runtime can read them back.
-
-    torch_xla names each by the program, its own version and the compiler's flags. Raises PlatformBroken if the
-    directory cannot be used.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("--platform-opt …cache_dir", f"{directory} cannot be made: {error.strerror}") from error
-    runtime.initialize_cache(str(directory), readonly=False)
+    def _keep_compiled(self, directory: Path) -> None:
+        """Keep compiled programs in `directory`. torch_xla names each by the program, its own version and the compiler's
+        flags. Raises ConfigError if the directory cannot be made."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--platform-opt {self._name}.cache_dir", f"{directory} cannot be made: {error.strerror}"
+            ) from error
+        runtime.initialize_cache(str(directory), readonly=False)

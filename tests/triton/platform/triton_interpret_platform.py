@@ -21,8 +21,9 @@ from core.platform import (
     Plan,
     Platform,
 )
+from platforms._shared.kernels import GivenKernels
 from platforms._shared.triton.attention import FLOATS, KV_DTYPES, TritonAttention
-from platforms._shared.triton.ops import TritonKernels
+from platforms._shared.triton.ops import dense_kernels
 from platforms._shared.triton.tiles import INTERPRETER
 
 KV_BYTES = 1 << 20
@@ -54,7 +55,7 @@ class InterpretedPlatform(Platform):
         return self._memory
 
     def kernels(self) -> KernelTable:
-        return TritonKernels(INTERPRETER)
+        return GivenKernels(dense_kernels(INTERPRETER))
 
     def attention(self) -> Sequence[AttentionBackend]:
         return (TritonAttention(INTERPRETER, "cpu"),)
