@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,20 @@ def test_a_torch_of_another_vendor_is_told_from_its_files() -> None:
     reason = install.missing(versions, "cuda", "cuda", "")
     assert "torch 2.13.0+rocm6.4 was built for hip, not for cuda: pip install" in reason
     assert "torch is not installed" in install.missing(None, "hip", "rocm", "--index-url X")
+
+
+def test_what_triton_compiles_with_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(install, "find_spec", lambda name: importlib.util.find_spec("json"))
+    monkeypatch.delenv("CC", raising=False)
+    built = {"__version__": "2.13.0+cu130", "cuda": "13.0"}
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    assert "C compiler" in install.missing(built, "cuda", "cuda", "")
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(install.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert install.missing(built, "cuda", "cuda", "") == ""
+    (tmp_path / "Python.h").unlink()
+    assert "headers" in install.missing(built, "cuda", "cuda", "")
 
 
 @pytest.mark.parametrize("plugin", [cuda_plugin, rocm_plugin, xpu_plugin], ids=lambda plugin: plugin.NAME)

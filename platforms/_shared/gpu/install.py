@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import sysconfig
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,4 +46,14 @@ def missing(versions: Mapping[str, str] | None, vendor: str, extra: str, index: 
         return f"torch {versions.get('__version__', '')} was built for {built}, not for {vendor}: {install}"
     if find_spec("triton") is None:
         return f"triton is not installed, and the kernels are written in it: {install}"
+    return _no_compiler()
+
+
+def _no_compiler() -> str:
+    """Triton compiles what launches a kernel as it is first called (triton/runtime/build.py): with a C compiler, `CC` or one
+    on PATH, and Python's headers."""
+    if os.environ.get("CC") is None and not any(map(shutil.which, ("gcc", "clang"))):
+        return "triton needs a C compiler to launch kernels, and there is none: install gcc, or name one in CC"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "triton needs Python's headers to launch kernels: install python3-dev, or what your system calls it"
     return ""

@@ -34,7 +34,7 @@ class HostOptions(msgspec.Struct, frozen=True):
 
 def host_plugin_info(name: str) -> PluginInfo:
     """The contract that these platforms were written for."""
-    return PluginInfo(name=name, vendor="core", version="0.1.0", api=(1, 0), options=HostOptions)
+    return PluginInfo(name=name, vendor="core", version="0.1.0", api=(1, 2), options=HostOptions)
 
 
 def probe_host(name: str) -> ProbeResult:
