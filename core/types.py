@@ -52,6 +52,8 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_BAD_WORDS = 1024
+#: Characters of all of them: every step holds each word against the end of the answer.
+MAX_BAD_WORDS_LENGTH = 16_384
 
 #: What whoever samples, on the device or beside it, may be asked to do: the fields of `SamplingParams` that it has to
 #: honour. The others are the scheduler's and the detokenizer's.
@@ -145,6 +147,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
         if len(self.bad_words) > MAX_BAD_WORDS or any(not word.strip() for word in self.bad_words):
             message = f"bad_words: at most {MAX_BAD_WORDS} words, none of them empty; got {len(self.bad_words)}"
+            raise InvalidRequest(message, param="bad_words")
+        if (length := sum(map(len, self.bad_words))) > MAX_BAD_WORDS_LENGTH:
+            message = f"bad_words: at most {MAX_BAD_WORDS_LENGTH} characters in all, got {length}"
             raise InvalidRequest(message, param="bad_words")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(f"stop: at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", param="stop")
