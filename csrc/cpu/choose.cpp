@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -95,16 +97,30 @@ void each_with_weight(const Row& row, const ChoiceScale& scale, float least, con
 
 // --- what is left to choose from ------------------------------------------------------------------------------
 
-// The least logit whose gap is at least log(min_p).
+// Floats as integers in the same order, -0 just below 0; its own inverse but for the type.
+int32_t order_of(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits < 0 ? bits ^ INT32_MAX : bits;
+}
+
+float float_of(int32_t order) {
+  const int32_t bits = order < 0 ? order ^ INT32_MAX : order;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// The least logit whose gap is at least log(min_p). Found by halving, since around 0 there are a thousand million floats
+// with one and the same gap.
 float min_p_cut(double min_p, const ChoiceScale& scale) {
   const double floor = std::log(min_p);
-  float cut = static_cast<float>(scale.max + floor / scale.sharpness);
-  while (gap(cut, scale) < floor) cut = std::nextafter(cut, infinity);
-  for (;;) {
-    const float below = std::nextafter(cut, -infinity);
-    if (!(gap(below, scale) >= floor)) return cut;
-    cut = below;
+  int64_t below = order_of(-infinity), cut = order_of(static_cast<float>(scale.max));
+  while (cut - below > 1) {
+    const int64_t middle = below + (cut - below) / 2;
+    (gap(float_of(static_cast<int32_t>(middle)), scale) >= floor ? cut : below) = middle;
   }
+  return float_of(static_cast<int32_t>(cut));
 }
 
 struct Weighted {

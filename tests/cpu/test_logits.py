@@ -108,6 +108,13 @@ def test_logprobs_are_the_references(kind: str, vocab: int, seed: int, count: in
     assert found[1].tolist() == wanted[1].tolist() and found[2].tolist() == wanted[2].tolist()
 
 
+def test_min_p_whose_bound_lies_at_zero() -> None:
+    """There all floats up to 1e-16 have the same gap."""
+    x = np.array([[1.0, 0.0, -1e-17, 1e-30, -2e-16, -1.0, -0.0]], np.float32)
+    for position in range(40):
+        check(x, min_p=float(np.exp(-1.0)), position=position)
+
+
 def test_threads_change_nothing() -> None:
     x, before = logits("normal", 16, 5000, 3), _native.num_threads()
     found = []
