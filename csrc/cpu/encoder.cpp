@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bfloat16.hpp"
 #include "dispatch.hpp"
 #include "parallel.hpp"
 
@@ -34,13 +35,6 @@ void check_starts(const int32_t* starts, int64_t num_seqs, int64_t num_tokens) {
     if (starts[seq + 1] < starts[seq]) throw std::invalid_argument("query_start: decreases");
   }
   if (starts[num_seqs] > num_tokens) throw std::invalid_argument("query_start: ends behind the step's tokens");
-}
-
-float widened(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
 }
 
 // Each sequence's tokens in blocks of its own.

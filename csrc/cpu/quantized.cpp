@@ -1,12 +1,10 @@
 #include "quantized.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "bfloat16.hpp"
 #include "dispatch.hpp"
 #include "isa.hpp"
 #include "parallel.hpp"
@@ -107,21 +105,6 @@ class Output {
   std::vector<float> scales_;
   std::vector<float> offsets_;
 };
-
-float widened(uint16_t bfloat16) {
-  const uint32_t bits = uint32_t{bfloat16} << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// To nearest even; a not-a-number stays one.
-uint16_t narrowed(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
 
 void read_row(const Matrix& source, int64_t row, float* to) {
   if (source.type == Element::float32) {
