@@ -6,6 +6,7 @@
 #include "../vec/products.hpp"
 #include "kernels.hpp"
 #include "tier.hpp"
+#include "write_out.hpp"
 
 namespace core::cpu {
 namespace CORE_ISA {
@@ -32,22 +33,6 @@ inline __attribute__((always_inline)) void add_word(const T* x, int64_t x_stride
     const typename W::Input input = last ? W::last_input(at) : W::input(at);
 #pragma GCC unroll 8
     for (int i = 0; i < panels * vectors; ++i) sums[row][i] = W::accumulate(sums[row][i], w[i], input);
-  }
-}
-
-// Sums [rows, width] to their place in the output, with the bias.
-template <typename T, typename Out>
-__attribute__((noinline)) void write_out(const Linear& args, const float* sums, int64_t row, int64_t rows,
-                                         int64_t output, int64_t width) {
-  const auto* bias = static_cast<const T*>(args.bias);
-  auto* out = static_cast<Out*>(args.out.data) + row * args.out.stride;
-  const int64_t outputs = args.weight.outputs;
-  for (int64_t r = 0; r < rows; ++r, sums += width, out += args.out.stride) {
-    for (int64_t i = 0; i < width && output + i < outputs; i += lanes) {
-      vfloat sum = load(sums + i);
-      if (bias != nullptr) sum = sum + load_padded(bias, output + i, outputs);
-      store_padded(out, output + i, outputs, sum);
-    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include "../vec/dots.hpp"
 #include "quantized.hpp"
 #include "tier.hpp"
+#include "write_out.hpp"
 
 namespace core::cpu {
 namespace CORE_ISA {
@@ -68,22 +69,6 @@ void quantize_row(const QuantizedLinear& args, int64_t row) {
 }
 
 // --- products -------------------------------------------------------------------------------------------------
-
-// Sums [rows, outputs of a panel] to their place in the output, with the bias.
-template <typename T, typename Out>
-__attribute__((noinline)) void write_out(const QuantizedLinear& args, const float* sums, int64_t row, int64_t rows,
-                                         int64_t output) {
-  const auto* bias = static_cast<const T*>(args.bias);
-  auto* out = static_cast<Out*>(args.out.data) + row * args.out.stride;
-  const int64_t outputs = args.weight.outputs;
-  for (int64_t r = 0; r < rows; ++r, sums += panel_outputs, out += args.out.stride) {
-    for (int64_t i = 0; i < panel_outputs && output + i < outputs; i += lanes) {
-      vfloat sum = load(sums + i);
-      if (bias != nullptr) sum = sum + load_padded(bias, output + i, outputs);
-      store_padded(out, output + i, outputs, sum);
-    }
-  }
-}
 
 // The words at an address, times those of each row.
 template <typename F, int rows>
@@ -180,7 +165,9 @@ template <typename F>
 void all_rows(const QuantizedLinear& args, const LinearTile& tile, int64_t panel) {
   const bool wide = args.weight.type == Element::float32;
   const bool wide_out = args.out.type == Element::float32;
-  const auto write = wide ? write_out<float, float> : wide_out ? write_out<uint16_t, float> : write_out<uint16_t, uint16_t>;
+  const auto write = wide       ? write_out<float, float, QuantizedLinear>
+                     : wide_out ? write_out<uint16_t, float, QuantizedLinear>
+                                : write_out<uint16_t, uint16_t, QuantizedLinear>;
   const int64_t rows = tile.last_row - tile.first_row;
   const int64_t blocks = (rows + F::max_rows - 1) / F::max_rows;
   alignas(64) float sums[F::max_rows * panel_outputs];
@@ -188,7 +175,7 @@ void all_rows(const QuantizedLinear& args, const LinearTile& tile, int64_t panel
     const int64_t row = tile.first_row + rows * i / blocks;
     const int64_t count = tile.first_row + rows * (i + 1) / blocks - row;
     rows_block<F>(args, row, panel, count, sums);
-    write(args, sums, row, count, panel * panel_outputs);
+    write(args, sums, row, count, panel * panel_outputs, panel_outputs);
   }
 }
 
