@@ -244,7 +244,10 @@ void add_encoder_attention(Program& program, Rows, const Matrix& query, const Ma
   require(std::isfinite(scale), "scale", "must be finite");
   const EncoderAttention args{query, key, value, out, head_dim, num_kv_heads, scale};
   const int32_t* starts = indices(query_start, "query_start");
-  program.add([=](const StepSizes& sizes) { encoder_attention(args, starts, sizes.num_seqs, sizes.num_tokens); });
+  program.add([&program, args, starts](const StepSizes& sizes) {
+    program.reserve_scratch(scratch_bytes(args, sizes.num_seqs, sizes.num_tokens));
+    encoder_attention(args, starts, sizes.num_seqs, sizes.num_tokens, program.scratch());
+  });
 }
 
 void add_mean_rows(Program& program, Rows, const Matrix& x, const Matrix& query_start, const Matrix& out) {

@@ -17,8 +17,12 @@ void sum(const Sum& args, int64_t rows);
 // Throws std::invalid_argument where a sequence does not fit its row of the block table.
 void paged_attention(const PagedAttention& args);
 
+// Bytes that `encoder_attention` needs for keys and values, at a cache line.
+int64_t scratch_bytes(const EncoderAttention& args, int64_t num_seqs, int64_t num_tokens);
+
 // Of sequences that are rows starts[s] : starts[s + 1]. Throw std::invalid_argument for starts that cannot be.
-void encoder_attention(const EncoderAttention& args, const int32_t* starts, int64_t num_seqs, int64_t num_tokens);
+void encoder_attention(const EncoderAttention& args, const int32_t* starts, int64_t num_seqs, int64_t num_tokens,
+                       char* scratch);
 void mean_rows(const Matrix& x, const int32_t* starts, const Matrix& out, int64_t num_seqs, int64_t num_tokens);
 
 // For benchmarks: reads a buffer with all threads, and returns its words or-ed; multiplies with all threads, `rounds`

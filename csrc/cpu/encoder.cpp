@@ -1,10 +1,7 @@
 // Attention within a step: its keys and values are put into blocks of a cache that lasts as long as the call, and the
 // kernels of paged attention read them, in both directions.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -17,16 +14,18 @@ namespace {
 
 constexpr int64_t block_tokens = 64;
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, Free>;
+// Without its memory.
+KVCache cache_of(const EncoderAttention& args) {
+  return {nullptr, nullptr, args.query.type, args.num_kv_heads, args.head_dim, block_tokens};
+}
+
+int64_t block_bytes(const KVCache& cache) { return cache.num_kv_heads * cache.head_bytes(); }
 
 // Zeros: what fills up a head's width must not be NaN.
-Memory zeroed(int64_t bytes) {
-  Memory memory(std::calloc(static_cast<size_t>(std::max<int64_t>(bytes, 1)), 1));
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
+void clear(char* blocks, int64_t count, int64_t bytes) {
+  for_rows(count, bytes / static_cast<int64_t>(sizeof(float)), [&](int64_t first, int64_t last) {
+    std::memset(blocks + first * bytes, 0, static_cast<size_t>((last - first) * bytes));
+  });
 }
 
 void check_starts(const int32_t* starts, int64_t num_seqs, int64_t num_tokens) {
@@ -62,14 +61,19 @@ struct Blocks {
 
 }  // namespace
 
-void encoder_attention(const EncoderAttention& args, const int32_t* starts, int64_t num_seqs, int64_t num_tokens) {
+int64_t scratch_bytes(const EncoderAttention& args, int64_t num_seqs, int64_t num_tokens) {
+  const int64_t most_blocks = num_tokens / block_tokens + num_seqs;  // each sequence's last is not full
+  return 2 * most_blocks * block_bytes(cache_of(args));
+}
+
+void encoder_attention(const EncoderAttention& args, const int32_t* starts, int64_t num_seqs, int64_t num_tokens,
+                       char* scratch) {
   check_starts(starts, num_seqs, num_tokens);
   const Blocks blocks(starts, num_seqs, num_tokens);
-  KVCache cache{nullptr, nullptr, args.query.type, args.num_kv_heads, args.head_dim, block_tokens};
-  const int64_t bytes = blocks.count * cache.num_kv_heads * cache.head_bytes();
-  const Memory keys = zeroed(bytes), values = zeroed(bytes);
-  cache.key = keys.get();
-  cache.value = values.get();
+  KVCache cache = cache_of(args);
+  clear(scratch, 2 * blocks.count, block_bytes(cache));
+  cache.key = scratch;
+  cache.value = scratch + blocks.count * block_bytes(cache);
   kv_write({args.key.data, args.value.data, args.key.stride, args.value.stride, args.query.type, blocks.slots.data(),
             num_tokens, cache});
   paged_attention({args.query.data, args.out.data, args.query.stride, args.out.stride, args.query.type,

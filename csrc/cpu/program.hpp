@@ -37,7 +37,8 @@ class Program {
     for (const Call& call : calls_) call(sizes);
   }
 
-  // Memory at a cache line that any call may use while it runs: the largest that was asked for.
+  // Memory at a cache line that any call may use while it runs: the largest that was asked for, which a call whose need
+  // the step's sizes decide does as it runs.
   void reserve_scratch(int64_t bytes) {
     scratch_.resize(std::max(scratch_.size(), static_cast<size_t>(bytes) + cache_line));
   }
