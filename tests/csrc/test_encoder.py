@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,7 @@ from core.types import DType
 from platforms._shared import _native
 from platforms._shared.native.ops import KERNELS
 
-
-@pytest.fixture(autouse=True, params=_native.available_isas())
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _native.isa(), _native.num_threads()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-    _native.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def inputs_of(case: Case, dtype: DType) -> list[Any]:

@@ -11,7 +11,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -21,17 +20,10 @@ from hypothesis import strategies as st
 
 from platforms._shared import _native
 
+pytestmark = pytest.mark.usefixtures("tier")
+
 GUARD = 7.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@pytest.fixture(autouse=True, params=_native.available_isas())
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _native.isa(), _native.num_threads()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-    _native.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Sums of n terms: n * 2^-24 for either side (Higham 2002, equation 3.5). Each rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +20,9 @@ from platforms._shared import _native
 from platforms._shared.native.operands import dtype_of
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.packed import PackedWeight
+from tests.support.wide import wide
+
+pytestmark = pytest.mark.usefixtures("tier")
 
 GUARD = 7.25
 FLOAT = 2.0**-24
@@ -28,24 +30,6 @@ UNIT = {torch.float32: FLOAT, torch.bfloat16: 2.0**-8}
 TYPES = list(UNIT)
 
 PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True, params=_native.available_isas())
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _native.isa(), _native.num_threads()
-    torch.manual_seed(0)
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-    _native.set_num_threads(threads)
-
-
-def wide(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Columns of a wider tensor, as Q of QKV; what lies beside them is NaN."""
-    whole = torch.full((rows, columns + 5), torch.nan).to(dtype)
-    view = whole[:, 3 : 3 + columns]
-    view.copy_(torch.randn(rows, columns))
-    return view
 
 
 def call(op: str, *inputs: Any, out: list[tuple[int, int, torch.dtype]], **attrs: Any) -> list[Tensor]:

@@ -8,7 +8,6 @@ the output's type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +25,9 @@ from platforms._shared.native.memory import CpuMemory
 from platforms._shared.native.operands import dtype_of
 from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.quantized import StackedWeight
+from tests.support.wide import wide
+
+pytestmark = pytest.mark.usefixtures("tier")
 
 GUARD = 7.25
 FLOAT = 2.0**-24
@@ -42,16 +44,6 @@ SCALES_AT = {
 EXACT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
 PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True, params=_native.available_isas())
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _native.isa(), _native.num_threads()
-    torch.manual_seed(0)
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-    _native.set_num_threads(threads)
 
 
 def memory() -> CpuMemory:
@@ -98,14 +90,6 @@ def linear(
     out.fill_(GUARD)
     assert (whole == GUARD).all(), "written outside the output"
     return result
-
-
-def wide(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Columns of a wider tensor; what lies beside them is NaN."""
-    whole = torch.full((rows, columns + 5), torch.nan).to(dtype)
-    view = whole[:, 3 : 3 + columns]
-    view.copy_(torch.randn(rows, columns))
-    return view
 
 
 def activation_loss(x: Tensor, values: Tensor, scheme: str) -> Tensor:
