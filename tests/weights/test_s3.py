@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_a_store_that_brings_nothing_is_given_up(store: CuttingProxy, tmp_path: 
     (tmp_path / "small.gguf").mkdir()  # nothing may touch it
     store.cut_bodies = True
     with pytest.raises(ModelNotFound, match=r"s3://models/gguf/small\.gguf could not be fetched, in 6 tries"):
+        download("s3://models/gguf/small.gguf", tmp_path)
+
+
+def test_an_error_of_a_later_part_ends_an_earlier_one(
+    store: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: Any, __: Any, start: int, ___: int) -> Iterator[bytes]:
+        if start != 0:
+            raise ModelNotFound("access was taken back")
+        for _ in range(500):
+            time.sleep(0.01)
+            yield b""
+        raise AssertionError("nobody ended it")
+
+    monkeypatch.setattr(transfer.Store, "read", read)
+    with pytest.raises(ModelNotFound, match="access was taken back"):
         download("s3://models/gguf/small.gguf", tmp_path)
 
 

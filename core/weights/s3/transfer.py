@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Lock
@@ -120,7 +120,8 @@ class _Transfer:
 
 
 def _wait(futures: Iterable[Future[None]]) -> None:
-    for future in list(futures):
+    """Until all are done, or one fails: raises its error, whatever those before it are at."""
+    for future in as_completed(list(futures)):
         future.result()
 
 
