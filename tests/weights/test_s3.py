@@ -133,6 +133,20 @@ def test_an_error_of_a_later_part_ends_an_earlier_one(
         download("s3://models/gguf/small.gguf", tmp_path)
 
 
+def test_a_store_that_knows_no_ranges_is_refused(
+    store: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(self: transfer.Store, bucket: str) -> None:
+        real(self, bucket)
+        get = self._client.get_object
+        self._client.get_object = lambda Range, **given: get(**given)
+
+    real = transfer.Store.__init__
+    monkeypatch.setattr(transfer.Store, "__init__", init)
+    with pytest.raises(ModelNotFound, match="5243880 bytes came where 1048576 were asked for"):
+        download("s3://models/gguf/small.gguf", tmp_path)
+
+
 def test_a_wrong_checksum_is_refused(store: CuttingProxy, tmp_path: Path) -> None:
     store.spoil = (WEIGHTS[PART + 100 : PART + 116], bytes(16))
     with pytest.raises(WeightError, match="SHA256 checksum, and was discarded"):

@@ -124,6 +124,11 @@ class Store:
             try:
                 answer = self._client.get_object(Bucket=self._bucket, Key=stored.location.key, **wanted)
                 with closing(answer["Body"]) as body:
+                    if answer["ContentLength"] != stop - start:
+                        raise ModelNotFound(
+                            f"{stored.location}: {answer['ContentLength']} bytes came where {stop - start} were asked for; "
+                            "the store must answer requests with a Range"
+                        )
                     yield from body.iter_chunks(_CHUNK)
             except (HTTPClientError, IncompleteReadError) as error:
                 raise Cut(str(error)) from error
