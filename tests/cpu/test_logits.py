@@ -22,10 +22,11 @@ KINDS = ("normal", "constant", "few", "far")
 
 @pytest.fixture(autouse=True, params=_native.available_isas())
 def tier(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = _native.isa()
+    before, threads = _native.isa(), _native.num_threads()
     _native.set_isa(request.param)
     yield
     _native.set_isa(before)
+    _native.set_num_threads(threads)
 
 
 def logits(kind: str, rows: int, vocab: int, seed: int) -> Floats:
@@ -116,12 +117,11 @@ def test_min_p_whose_bound_lies_at_zero() -> None:
 
 
 def test_threads_change_nothing() -> None:
-    x, before = logits("normal", 16, 5000, 3), _native.num_threads()
+    x = logits("normal", 16, 5000, 3)
     found = []
     for threads in (1, 2, 3):
         _native.set_num_threads(threads)
         found.append(NativeLogits().choose(x, choices(np.arange(16), top_p=0.95)).tolist())
-    _native.set_num_threads(before)
     assert found[0] == found[1] == found[2]
 
 
