@@ -1,7 +1,6 @@
 // Attention within a step: its keys and values are put into blocks of a cache that lasts as long as the call, and the
 // kernels of paged attention read them, in both directions.
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -20,13 +19,6 @@ KVCache cache_of(const EncoderAttention& args) {
 }
 
 int64_t block_bytes(const KVCache& cache) { return cache.num_kv_heads * cache.head_bytes(); }
-
-// Zeros: what fills up a head's width must not be NaN.
-void clear(char* blocks, int64_t count, int64_t bytes) {
-  for_rows(count, bytes / static_cast<int64_t>(sizeof(float)), [&](int64_t first, int64_t last) {
-    std::memset(blocks + first * bytes, 0, static_cast<size_t>((last - first) * bytes));
-  });
-}
 
 void check_starts(const int32_t* starts, int64_t num_seqs, int64_t num_tokens) {
   if (starts[0] < 0) throw std::invalid_argument("query_start: begins below 0");
@@ -71,8 +63,7 @@ void encoder_attention(const EncoderAttention& args, const int32_t* starts, int6
   check_starts(starts, num_seqs, num_tokens);
   const Blocks blocks(starts, num_seqs, num_tokens);
   KVCache cache = cache_of(args);
-  clear(scratch, 2 * blocks.count, block_bytes(cache));
-  cache.key = scratch;
+  cache.key = scratch;  // as it was left: what is nobody's is not read, as in any paged cache
   cache.value = scratch + blocks.count * block_bytes(cache);
   kv_write({args.key.data, args.value.data, args.key.stride, args.value.stride, args.query.type, blocks.slots.data(),
             num_tokens, cache});
