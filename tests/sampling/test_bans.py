@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from core.errors import InvalidRequest
 from core.sampling.bans import ban
 from core.sampling.batch import SamplingBatch, is_plain_greedy
 from core.sampling.sampler import DefaultSampler
-from core.types import SamplingParams
+from core.types import MAX_BAD_WORDS_LENGTH, SamplingParams
 
 VOCAB = 20
 
@@ -62,3 +64,9 @@ def test_the_sampler_obeys_and_leaves_neighbours_alone() -> None:
     tokens, _ = DefaultSampler([2]).sample(logits, batch(*params))
     assert tokens[0] == (3 if logits[0, 3] > logits[0, 9] else 9) and tokens[1] == logits[1].argmax()
     assert not is_plain_greedy(params[0]) and is_plain_greedy(params[1])
+
+
+def test_bad_words_are_bounded_in_length() -> None:
+    SamplingParams(bad_words=("x" * MAX_BAD_WORDS_LENGTH,))
+    with pytest.raises(InvalidRequest, match=f"bad_words: at most {MAX_BAD_WORDS_LENGTH} characters in all"):
+        SamplingParams(bad_words=("x" * MAX_BAD_WORDS_LENGTH, "y"))

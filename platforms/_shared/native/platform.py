@@ -34,9 +34,7 @@ from platforms._shared.native.ops import KERNELS
 from platforms._shared.native.program import lower
 from platforms._shared.planning import Served, with_dtypes, with_kv_memory
 
-_DEQUANTIZED = (
-    "long prompts are quicker on floats; --quantization gguf keeps the file's blocks, in less memory"
-)
+_DEQUANTIZED = "long prompts are quicker on floats; --quantization gguf keeps the file's blocks, in less memory"
 #: bfloat16 for weights of other types: the kernels are quick at both on every CPU.
 _SERVED = Served(DTYPES, KV_DTYPES, DType.BFLOAT16, "the CPU kernels")
 
